@@ -1,0 +1,1 @@
+"""ggpass: a compiler for neural networks with generalized-Gaussian priors."""
