@@ -1,8 +1,8 @@
 """|actual − expected| ≤ bound, elementwise: comparisons whose tolerance is derived, never chosen.
 
 A test computes `expected` in float64 by an independent route, derives `bound` from the length of the
-accumulation (`dot_bound`), and asks twice: `assert_within` accepts the result, and `assert_rejects_corruption`
-proves that the same bound would have caught a wrong one.
+accumulation (`dot_bound`), and asks twice: `assert_within` accepts the result, and
+`assert_rejects_corruption` proves that the same bound would have caught a wrong one.
 """
 
 from collections.abc import Iterator
@@ -96,8 +96,8 @@ def dot_bound(
     """bound = γ_n · (|x| @ |w|ᵀ · |scale| + |bias|) + underflow, with γ_n = n·u / (1 − n·u).
 
     Derivation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1). With
-    fl(a op b) = (a op b)(1 + δ), |δ| ≤ u, every product x_k·w_k in the computed ŷ carries one factor (1 + δ) for
-    each rounding that it passes through, and a product of n such factors is 1 + θ_n with |θ_n| ≤ γ_n (lemma 3.1).
+    fl(a op b) = (a op b)(1 + δ), |δ| ≤ u, every product x_k·w_k in the computed ŷ carries one factor (1 + δ)
+    for each rounding that it passes through, and n such factors make 1 + θ_n with |θ_n| ≤ γ_n (lemma 3.1).
     Hence |ŷ − y| ≤ γ_n · Σ_k |x_k·w_k·scale| whatever the order of the sum, n being the longest such path:
 
     1. one rounding for the product (none where it is fused into the addition);
@@ -105,11 +105,11 @@ def dot_bound(
        `lanes` independent partial sums has ⌈K/lanes⌉ − 1 in a lane and at most lanes − 1 to join them;
     3. one for the product with the scale, before or after the sum; the weight's value itself,
        codebook[code], is exact;
-    4. one for the addition of the bias (which is then itself rounded once), and one in reserve for a bias or a
-       scale that was folded beforehand. So n = ⌈K/lanes⌉ + lanes + 2, which is K + 3 for lanes = 1.
+    4. one for the addition of the bias (which is then itself rounded once), and one in reserve for a bias or
+       a scale that was folded beforehand. So n = ⌈K/lanes⌉ + lanes + 2, which is K + 3 for lanes = 1.
 
-    A result that underflows, or is flushed to zero, is off by at most the smallest normal number of `dtype` in
-    each of the 2K + 2 operations, those before the scale multiplied by it.
+    A result that underflows, or is flushed to zero, is off by at most the smallest normal number of `dtype`
+    in each of the 2K + 2 operations, those before the scale multiplied by it.
 
     For an output that is then stored in bfloat16 or float16, add `store_bound`.
 

@@ -23,7 +23,7 @@ def test_accepts_a_right_product_and_rejects_every_corruption(m: int, k: int, n:
 
 
 def test_bound_holds_for_the_worst_order_and_is_not_far_from_it() -> None:
-    # One by one onto 1 each term is just below half an ulp and vanishes: the error grows linearly, as γ_n says.
+    # Onto 1, each term is just below half an ulp and vanishes: the error grows linearly, as γ_n says.
     k = 4096
     x = torch.ones(1, k)
     w = torch.full((1, k), 0.99 * 2.0**-24)
