@@ -97,11 +97,11 @@ def shape_of_moment_ratio(ratio: float) -> float:
 def fit_moments(weight: Tensor) -> GGD:
     """ρ(ν) = Γ(1/ν)Γ(3/ν)/Γ(2/ν)² = E[x²]/E[|x|]², α = √(E[x²]·Γ(1/ν)/Γ(3/ν)), μ = 0.
 
-    The moment estimator of Sharifi & Leon-Garcia (1995), taken about zero: the formats and the rate that build
-    on it are symmetric.
+    The moment estimator of Sharifi & Leon-Garcia (1995), taken about zero: the formats and the rate that
+    build on it are symmetric.
 
-    1. The sums are taken in float64, a block at a time: neither the dtype nor the size costs precision, and no
-       second copy of the weight is made.
+    1. The sums are taken in float64, a block at a time: neither the dtype nor the size costs precision, and
+       no second copy of the weight is made.
     2. ν lies in SHAPE_RANGE: heavier tails give its lower end, lighter ones (a constant magnitude, or flatter
        than a GGD of ν = 10) its upper end; σ is √E[x²] all the same.
 
@@ -113,8 +113,8 @@ def fit_moments(weight: Tensor) -> GGD:
     """
     if not weight.is_floating_point():
         raise WeightError(
-            f"a generalized Gaussian is fitted to floating weights, not {str(weight.dtype).removeprefix('torch.')}; "
-            "skip this tensor"
+            "a generalized Gaussian is fitted to floating weights, not "
+            f"{str(weight.dtype).removeprefix('torch.')}; skip this tensor"
         )
     if weight.numel() == 0:
         raise WeightError("a generalized Gaussian cannot be fitted to an empty tensor; skip this weight")
