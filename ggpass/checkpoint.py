@@ -1,0 +1,185 @@
+"""Checkpoint: the tensors of a safetensors file, its shards or a Hugging Face directory, read one at a time."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ggpass.errors import FormatError
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+#: Bits of an element by safetensors' name of its dtype.
+DTYPE_BITS = (
+    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
+    | dict.fromkeys(("F32", "I32", "U32"), 32)
+    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
+    | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
+    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+)
+
+#: Files that hold a pickle, which can run any code when it is opened.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+_SAVE_AGAIN = (
+    "save the model again as safetensors, on a machine where you trust the file: "
+    "model.save_pretrained(DIR) or safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of a tensor, without reading its data.
+
+    Attributes:
+        dtype: safetensors' name of it, as `F32` or `BF16`.
+        file: the safetensors file that holds it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data in the file; 0 for a dtype that is not in DTYPE_BITS."""
+        return self.size * DTYPE_BITS.get(self.dtype, 0) // 8
+
+
+class Checkpoint:
+    """The tensors of a model on disk, listed at once and read one at a time.
+
+    Attributes:
+        path: what was opened.
+        tensors: all tensors, in the order of the files and of the names in them.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the headers of a file, of the shards of an index, or of a Hugging Face directory.
+
+        Args:
+            path: `*.safetensors`, `*.safetensors.index.json`, or a directory that holds either.
+
+        Raises:
+            FormatError: nothing there, no safetensors (pickles are refused), a damaged file or index.
+        """
+        self.path = Path(path)
+        files, index = _find(self.path)
+        found: dict[str, TensorInfo] = {}
+        for file in files:
+            for info in _headers(file):
+                if info.name in found:
+                    raise FormatError(
+                        f"{info.name} is both in {found[info.name].file.name} and in {file.name}; "
+                        "name the file that is meant, not the directory"
+                    )
+                found[info.name] = info
+        for name, file_name in index.items():
+            if name not in found or found[name].file.name != file_name:
+                raise FormatError(
+                    f"the index says that {name} is in {file_name}, which does not hold it; "
+                    "download the checkpoint again"
+                )
+        self.tensors = tuple(found.values())
+        self._by_name = found
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name, on the CPU in its own dtype.
+
+        Raises:
+            FormatError: no such tensor, or a file that changed or was damaged since it was opened.
+        """
+        if name not in self._by_name:
+            raise FormatError(f"{self.path} holds no tensor {name!r}; `ggpass inspect` lists them")
+        file = self._by_name[name].file
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                return opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{name} cannot be read from {file}: {error}") from error
+
+
+def _headers(file: Path) -> Iterator[TensorInfo]:
+    """The header of each tensor of one safetensors file."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                part = opened.get_slice(name)
+                yield TensorInfo(name, tuple(part.get_shape()), part.get_dtype(), file)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(
+            f"{file} is no safetensors file, or is damaged ({error}); download or save it again"
+        ) from error
+
+
+def _find(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files behind a path, and the index's {tensor: file name} where there is one."""
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; give a .safetensors file or the directory that holds it")
+    if path.is_dir():
+        return _find_in_directory(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_index(path)
+    if path.suffix == ".safetensors":
+        return [path], {}
+    if path.suffix in PICKLE_SUFFIXES:
+        raise FormatError(f"{path} is a pickle, which can run any code when opened; {_SAVE_AGAIN}")
+    if path.suffix == ".gguf":
+        raise FormatError(
+            f"{path} is a GGUF file; load it with transformers (from_pretrained(DIR, gguf_file=...)) and "
+            "save_pretrained it as safetensors"
+        )
+    raise FormatError(f"{path} is not named .safetensors or {INDEX_SUFFIX}; {_SAVE_AGAIN}")
+
+
+def _find_in_directory(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """What transformers would load from a directory: the index, the whole file, else all that is there."""
+    indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+    for index in (path / f"model{INDEX_SUFFIX}", *(indices if len(indices) == 1 else ())):
+        if index.exists():
+            return _read_index(index)
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"], {}
+    files = sorted(path.glob("*.safetensors"))
+    if files:
+        return files, {}
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise FormatError(
+            f"{path} holds only pickles ({', '.join(pickles[:3])}), which can run any code when opened; {_SAVE_AGAIN}"
+        )
+    raise FormatError(f"{path} holds no .safetensors file; give the directory of a saved model")
+
+
+def _read_index(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The shards that an index names, each beside it, and its {tensor: file name}."""
+    try:
+        index: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} is not readable as JSON ({error}); download it again") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise FormatError(f"{path} has no weight_map of tensor names to files; download it again")
+    files = []
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise FormatError(f"{path} names a shard outside its own directory: {name!r}; do not trust it")
+        if Path(name).suffix != ".safetensors":
+            raise FormatError(f"{path} names a shard that is not safetensors: {name!r}; {_SAVE_AGAIN}")
+        if not (path.parent / name).exists():
+            raise FormatError(f"{path.parent / name} is missing, though {path.name} names it; download it too")
+        files.append(path.parent / name)
+    return files, weight_map
