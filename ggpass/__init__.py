@@ -1,1 +1,41 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
+
+from ggpass.api import compile, report, sizes
+from ggpass.artifact import Artifact, Sizes
+from ggpass.errors import (
+    FormatError,
+    GgpassError,
+    InputError,
+    PassError,
+    TargetError,
+    TraceError,
+    WeightError,
+)
+from ggpass.formats import Format, Scheme
+from ggpass.pipeline import Change, Pass, Pipeline, Report, Skip
+from ggpass.program import Program
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "Change",
+    "Format",
+    "FormatError",
+    "GgpassError",
+    "InputError",
+    "Pass",
+    "PassError",
+    "Pipeline",
+    "Program",
+    "Report",
+    "Scheme",
+    "Sizes",
+    "Skip",
+    "TargetError",
+    "TraceError",
+    "WeightError",
+    "compile",
+    "report",
+    "sizes",
+]

@@ -21,4 +21,15 @@ def get_format(name: str) -> Format:
     return FORMATS[name]
 
 
-__all__ = ["E4M3", "FORMATS", "INT8", "RF8", "Format", "Quantized", "Rounding", "Scheme", "get_format", "quantize"]
+__all__ = [
+    "E4M3",
+    "FORMATS",
+    "INT8",
+    "RF8",
+    "Format",
+    "Quantized",
+    "Rounding",
+    "Scheme",
+    "get_format",
+    "quantize",
+]

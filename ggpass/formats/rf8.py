@@ -19,9 +19,7 @@ MAX_EXPONENT = 15
 def rf8_codebook() -> torch.Tensor:
     """value(s, e, r) = (−1)^s · 2^(e − 15) · (1 + RESIDUALS[r]), 0 at e = 0; (256,) float32, all exact."""
     magnitudes = [
-        math.ldexp(1 + residual, e - BIAS) if e else 0.0
-        for e in range(MAX_EXPONENT + 1)
-        for residual in RESIDUALS
+        math.ldexp(1 + residual, e - BIAS) if e else 0.0 for e in range(MAX_EXPONENT + 1) for residual in RESIDUALS
     ]
     return torch.tensor(magnitudes + [-m if m else 0.0 for m in magnitudes], dtype=torch.float32)
 

@@ -1,0 +1,38 @@
+"""The targets. A new one is a file here and a line in TARGETS."""
+
+from ggpass.errors import FormatError, TargetError
+from ggpass.formats import FORMATS, Format, get_format
+from ggpass.targets.base import Target
+from ggpass.targets.cpu import CPU_TARGET
+from ggpass.targets.reference import REFERENCE_TARGET
+
+TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, REFERENCE_TARGET)}
+
+
+def _choices() -> str:
+    devices = ", ".join(f"{t.name} ({t.unavailable() or 'available'})" for t in TARGETS.values())
+    return f"formats: {', '.join(FORMATS)}; devices: {devices}"
+
+
+def resolve(target: str) -> tuple[Format, Target]:
+    """`format-device` → (Format, Target): a target string splits at its first dash.
+
+    Raises:
+        TargetError: an unknown half, or a device that cannot be used here; lists both halves with the reasons.
+    """
+    name, dash, device = target.partition("-")
+    if not dash:
+        raise TargetError(f"a target is FORMAT-DEVICE, as in 'rf8-cpu', not {target!r}; {_choices()}")
+    try:
+        fmt = get_format(name)
+    except FormatError as error:
+        raise TargetError(f"target {target!r}: {error}; {_choices()}") from None
+    if device not in TARGETS:
+        raise TargetError(f"target {target!r}: there is no device {device!r}; {_choices()}")
+    reason = TARGETS[device].unavailable()
+    if reason:
+        raise TargetError(f"target {target!r} cannot be used here: {reason}; {_choices()}")
+    return fmt, TARGETS[device]
+
+
+__all__ = ["TARGETS", "Target", "resolve"]

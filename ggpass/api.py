@@ -1,0 +1,127 @@
+"""The entry points: thin sequences, each readable as a recipe."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from ggpass.artifact import Artifact, Sizes, bytes_of_module
+from ggpass.errors import InputError
+from ggpass.formats import Scheme
+from ggpass.lower_module import lower_module
+from ggpass.lowering import Lowering
+from ggpass.pipeline import Pass, Pipeline, Report
+from ggpass.program import Program
+from ggpass.targets import Target, resolve
+
+
+def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def lowering_for(
+    target: str, scheme: Scheme | None, only: str | Iterable[str], skip: str | Iterable[str]
+) -> tuple[Target, Lowering, tuple[str, ...]]:
+    """What a target string and the options of `compile` ask for: the device, the lowering, notes for the report."""
+    fmt, device = resolve(target)
+    notes = device.prepare(fmt)
+    lowering = replace(
+        device.lowering(), format=fmt, scheme=scheme or Scheme(), only=_patterns(only), skip=_patterns(skip)
+    )
+    return device, lowering, notes
+
+
+@overload
+def compile(model: nn.Module, args: None = None, kwargs: None = None, *, target: str, **options: Any) -> nn.Module: ...
+@overload
+def compile(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str,
+    **options: Any,
+) -> Artifact: ...
+def compile(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str,
+    scheme: Scheme | None = None,
+    dynamic_shapes: Any = None,
+    passes: Iterable[Pass | Callable[[Program], Report]] = (),
+    only: str | Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+    inplace: bool = False,
+) -> Artifact | nn.Module:
+    """Lower a model's weights to 8 bits for a target.
+
+    With example inputs the model is traced, all passes run on the graph, and an Artifact comes back. Without them a
+    module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work.
+
+    Args:
+        model: any module, float32, bfloat16 or float16. It stays as it is, bit for bit, unless `inplace`.
+        args: example inputs: a tuple, or one tensor.
+        kwargs: example keyword inputs.
+        target: `format-device`, such as `rf8-cpu`.
+        scheme: how scales are chosen; the default is one for each output channel, by the format's own rule.
+        dynamic_shapes: as `torch.export.export` takes it; None keeps the shapes of the examples.
+        passes: more passes, run on the graph before the target's own; they need example inputs.
+        only: patterns; weights that match none stay float. A shell pattern on the full name, or a module's name.
+        skip: patterns of weights that stay float; stronger than `only`.
+        inplace: free each float weight as its codes exist. The model is consumed: without inputs it becomes the
+            result, with inputs it must not be used any more.
+
+    Returns:
+        An Artifact (with inputs), or a module of the same class (without). `ggpass.report` works on both.
+
+    Raises:
+        TargetError: unknown or unusable target, with the list.
+        TraceError: the model cannot be traced; says what broke.
+        WeightError: NaN or infinity in a weight, an integer weight, a pattern that matches nothing.
+        InputError: `model` is no module; `passes` or `dynamic_shapes` without inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"compile takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    device, lowering, notes = lowering_for(target, scheme, only, skip)
+    lowering = replace(lowering, free=inplace)
+    before = bytes_of_module(model)
+    if args is None and kwargs is None:
+        if passes or dynamic_shapes is not None:
+            raise InputError("passes= and dynamic_shapes= need a graph; give example inputs (args=, kwargs=) with them")
+        result, report = lower_module(model, lowering, inplace=inplace)
+        report.notes += [*notes, "without example inputs: linears that share an input stay apart, no graph passes run"]
+        result.__dict__["ggpass_report"] = report
+        result.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(result))
+        return result
+    args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    program = Program.trace(model, args, kwargs, dynamic_shapes)
+    report = Pipeline((*passes, *device.passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
+    report.notes += notes
+    return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)
+
+
+def report(compiled: Any) -> Report:
+    """What happened to every weight of something that `compile` returned.
+
+    Raises:
+        InputError: it did not come from ggpass.
+    """
+    found = compiled.report if isinstance(compiled, Artifact) else getattr(compiled, "ggpass_report", None)
+    if not isinstance(found, Report):
+        raise InputError(f"{type(compiled).__name__} carries no report; pass what ggpass.compile returned")
+    return found
+
+
+def sizes(compiled: Any) -> Sizes:
+    """Bytes of the tensors before and after, of something that `compile` returned.
+
+    Raises:
+        InputError: it did not come from ggpass.
+    """
+    found = compiled.sizes if isinstance(compiled, Artifact) else getattr(compiled, "ggpass_sizes", None)
+    if not isinstance(found, Sizes):
+        raise InputError(f"{type(compiled).__name__} carries no sizes; pass what ggpass.compile returned")
+    return found

@@ -1,0 +1,109 @@
+"""Lowering: which weights become codes, and how one does. The graph's and the modules' way in both end here."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from ggpass.errors import FormatError, WeightError
+from ggpass.formats import RF8, Format, Quantized, Scheme, quantize
+from ggpass.ops import DISPATCHED, Operators
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern selects a weight: a shell pattern on its full name, or the name of a module above it."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
+
+
+def as_matrix(weight: Tensor, transposed: bool) -> Tensor:
+    """The (N, K) view of a weight whose row n is output channel n; a convolution's other dimensions are K."""
+    return weight.t() if transposed else weight.flatten(1)
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What to lower, and into what.
+
+    Attributes:
+        format, scheme: the codes and their scales.
+        only: patterns; where there are any, a weight must match one of them.
+        skip: patterns of weights to leave alone; stronger than `only`.
+        operators: what computes with the codes; a target's own.
+        allocate: makes the memory of the codes, so that a target can place them where its kernels like them.
+        free: give each float weight's memory back as soon as its codes exist (the caller's own model too).
+    """
+
+    format: Format = RF8
+    scheme: Scheme = field(default_factory=Scheme)
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    operators: Operators = DISPATCHED
+    allocate: Allocate | None = None
+    free: bool = False
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Raise WeightError where a pattern of `only` or `skip` selects no weight: a typo would go unseen."""
+        known = list(names)
+        for option, patterns in (("only", self.only), ("skip", self.skip)):
+            for pattern in patterns:
+                if not any(matches(name, pattern) for name in known):
+                    some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+                    raise WeightError(f"{option}={pattern!r} matches no weight of the model; its weights are {some}")
+
+    def reason_to_skip(self, names: tuple[str, ...], weight: Tensor) -> str:
+        """Why this weight stays as it is; empty where it can be lowered.
+
+        Raises:
+            WeightError: an integer weight or one without data, where silence would hide a broken model.
+        """
+        for pattern in self.skip:
+            if any(matches(name, pattern) for name in names):
+                return f"matches skip={pattern!r}"
+        if self.only and not any(matches(name, pattern) for name in names for pattern in self.only):
+            return "matches none of only=" + ", ".join(map(repr, self.only))
+        dtype = str(weight.dtype).removeprefix("torch.")
+        if weight.device.type == "meta":
+            raise WeightError(f"weight {names[0]!r} is on the meta device and has no values; load the model first")
+        if not weight.is_floating_point() and not weight.is_complex():
+            raise WeightError(
+                f"weight {names[0]!r} is {dtype}, and {self.format.name} encodes floating-point weights; convert it "
+                f"with .float(), or leave it alone with skip=[{names[0]!r}]"
+            )
+        if weight.dtype not in FLOATS:
+            return f"is {dtype}; the kernels compute in float32 (convert the model with .float() to lower it)"
+        if weight.numel() == 0:
+            return "is empty"
+        return ""
+
+    def worth_it(self, weight: Tensor, transposed: bool) -> bool:
+        """Whether codes and scales together are smaller than the weight."""
+        rows, columns = as_matrix(weight, transposed).shape
+        scales = rows if self.scheme.granularity == "channel" else 1
+        return rows * columns + 4 * scales < bytes_of(weight)
+
+    def lower(self, name: str, weight: Tensor, transposed: bool) -> Quantized:
+        """codes, scale = quantize(weight): (N, K) uint8 and (N,) or (1,) float32; see `formats.quantize`.
+
+        Raises:
+            WeightError: NaN or infinity in the weight; the message holds its name.
+        """
+        matrix = as_matrix(weight.detach(), transposed)
+        out = self.allocate(tuple(matrix.shape), torch.uint8) if self.allocate else None
+        try:
+            quantized = quantize(matrix, self.format, self.scheme, out)
+        except FormatError as error:
+            raise WeightError(f"weight {name!r} cannot be lowered: {error}, for instance skip=[{name!r}]") from error
+        if self.free:
+            weight.data = weight.data.new_empty(0)
+        return quantized

@@ -1,0 +1,67 @@
+"""Target: where a lowered model runs, and everything that takes."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ggpass.artifact import Artifact, Sizes
+from ggpass.formats import Format
+from ggpass.lowering import Lowering
+from ggpass.ops import Operators
+from ggpass.passes import CleanUp, FoldBatchNorm, LowerWeights, MergeLinears
+from ggpass.pipeline import Pass, Report
+from ggpass.program import Program
+
+
+class Target(Protocol):
+    """A device or runtime. A new one is a file in `targets/` with such a value, and a line in TARGETS."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used here and what to do about it; None where it can."""
+        ...
+
+    def prepare(self, fmt: Format) -> tuple[str, ...]:
+        """Load or build what it needs, once; notes for the report, a fallback taken for instance."""
+        ...
+
+    def lowering(self) -> Lowering:
+        """Its operators and its memory; format, scheme and patterns are filled in by the caller."""
+        ...
+
+    def passes(self, lowering: Lowering) -> tuple[Pass, ...]:
+        """The passes that take a traced Program to one that it can run."""
+        ...
+
+    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
+        """The finished Artifact."""
+        ...
+
+
+@dataclass(frozen=True)
+class TorchTarget:
+    """The base of targets that run the graph with torch and differ in their operators.
+
+    Attributes:
+        name: the second half of a target string.
+        operators: what the lowered nodes call.
+    """
+
+    name: str
+    operators: Operators
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def prepare(self, fmt: Format) -> tuple[str, ...]:
+        return ()
+
+    def lowering(self) -> Lowering:
+        return Lowering(operators=self.operators)
+
+    def passes(self, lowering: Lowering) -> tuple[Pass, ...]:
+        # Merging comes after lowering, so that it moves bytes and not floats.
+        return (FoldBatchNorm(), CleanUp(), LowerWeights(lowering), MergeLinears(lowering.operators, lowering.allocate))
+
+    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
+        return Artifact(program, target, report, sizes)

@@ -1,0 +1,85 @@
+"""The target `cpu`: kernels that TVM generated for this processor, registered for the CPU of every ggpass operator."""
+
+import functools
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ggpass import ops
+from ggpass.formats import Format
+from ggpass.kernels.library import CpuKernels, KernelsUnavailable, load
+from ggpass.kernels.memory import aligned_empty
+from ggpass.lowering import Lowering
+from ggpass.targets.base import TorchTarget
+
+logger = logging.getLogger("ggpass")
+
+
+@functools.cache
+def _load() -> CpuKernels | str:
+    try:
+        return load()
+    except KernelsUnavailable as error:
+        logger.warning("target cpu computes with the torch reference, several times slower: %s", error)
+        return str(error)
+
+
+def _kernels() -> CpuKernels | None:
+    """The loaded kernels; None where there are none, which is logged once."""
+    loaded = _load()
+    return None if isinstance(loaded, str) else loaded
+
+
+def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Tensor | None) -> Tensor:
+    kernels = _kernels()
+    if kernels is None:
+        return ops.reference_linear(x, codes, scale, codebook, bias)
+    ops.check_linear(x, codes, scale, codebook)
+    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
+    y = kernels.linear(rows.float(), codes, scale, None if bias is None else bias.float(), codebook)
+    return y.view(*x.shape[:-1], codes.shape[0]).to(x.dtype)
+
+
+def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
+    kernels = _kernels()
+    if kernels is None:
+        return ops.reference_embedding(ids, codes, scale, codebook, dtype)
+    flat = ids.reshape(-1).long()
+    if flat.numel():
+        low, high = torch.aminmax(flat)
+        if low < 0 or high >= codes.shape[0]:
+            raise IndexError(
+                f"embedding ids run from {low} to {high}, and the table has rows 0 to {codes.shape[0] - 1}"
+            )
+    return kernels.embedding(flat, codes, scale, codebook).view(*ids.shape, codes.shape[1]).to(dtype)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
+    kernels = _kernels()
+    if kernels is None:
+        return ops.reference_dequantize(codes, scale, codebook, dtype)
+    return kernels.dequantize(codes, scale, codebook, dtype)
+
+
+for _name, _kernel in (("linear", _linear), ("embedding", _embedding), ("dequantize", _dequantize)):
+    ops.LIBRARY.impl(_name, _kernel, "CPU")
+
+
+@dataclass(frozen=True)
+class CpuTarget(TorchTarget):
+    """TVM kernels; the torch reference where they cannot be had, said once."""
+
+    def prepare(self, fmt: Format) -> tuple[str, ...]:
+        """Load the kernels, building them at the first use on a machine (some seconds)."""
+        loaded = _load()
+        if isinstance(loaded, str):
+            return (f"computes with the torch reference, several times slower: {loaded}",)
+        return (f"kernels for {loaded.isa.name}",)
+
+    def lowering(self) -> Lowering:
+        return replace(super().lowering(), allocate=aligned_empty)
+
+
+CPU_TARGET = CpuTarget("cpu", ops.DISPATCHED)
