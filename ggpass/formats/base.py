@@ -115,7 +115,7 @@ class Format:
             raise FormatError(f"{self.name} cannot encode NaN or infinity; repair the values first")
         table = self.roundings[rounding]
         device = values.device
-        interval = torch.bucketize(values.abs(), table.thresholds.to(device), out_int32=True)
+        interval = torch.bucketize(values.abs().contiguous(), table.thresholds.to(device), out_int32=True)
         interval += (values < 0) * len(table.positive)
         return torch.cat([table.positive, table.negative]).to(device)[interval]
 

@@ -98,7 +98,7 @@ def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Ten
         out: (N, K) uint8 to write the codes to (memory that a kernel likes); allocated if left out.
 
     Raises:
-        FormatError: not a floating matrix, or NaN or infinity in it.
+        FormatError: not a floating matrix, NaN or infinity in it, or weights beyond every power-of-two scale.
     """
     scheme = scheme or Scheme()
     if weight.dim() != 2 or not weight.is_floating_point():
@@ -113,6 +113,12 @@ def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Ten
     if scheme.granularity == "tensor":
         amax = amax.amax(dim=0, keepdim=True) if amax.numel() else amax.new_zeros(1)
     scale = scale_of(amax, fmt, scheme)
+    if not torch.isfinite(scale).all():
+        bad = (~torch.isfinite(scale)).nonzero()[0].item()
+        raise FormatError(
+            f"channel {bad} of {len(amax)} reaches {amax[bad].item():.3g}: no power-of-two scale that float32 holds "
+            "covers it; use scale='real', or skip this weight"
+        )
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device) if out is None else out
     blocks = row_blocks(*weight.shape)
     for start in blocks:
