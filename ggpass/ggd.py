@@ -124,9 +124,7 @@ def fit_moments(weight: Tensor) -> GGD:
         first += magnitude.sum().item()
         second += magnitude.square_().sum().item()
     if not math.isfinite(second):
-        raise WeightError(
-            "NaN, infinity or a square beyond float64 among the weights; repair or skip this weight"
-        )
+        raise WeightError("NaN, infinity or a square beyond float64 among the weights; repair or skip this weight")
     if second == 0:
         raise WeightError("a generalized Gaussian cannot be fitted to zeros only; skip this weight")
     first, second = first / weight.numel(), second / weight.numel()

@@ -26,9 +26,7 @@ def test_density_std_and_entropy_agree_with_scipy(shape: float) -> None:
     model, reference = GGD(shape, 0.37, -0.2), gennorm(shape, loc=-0.2, scale=0.37)
     x = torch.linspace(-3, 3, 301, dtype=torch.float64)
     np.testing.assert_allclose(model.density(x).numpy(), reference.pdf(x.numpy()), rtol=1e-12, atol=1e-300)
-    np.testing.assert_allclose(
-        model.log_density(x).numpy(), reference.logpdf(x.numpy()), rtol=1e-12, atol=1e-300
-    )
+    np.testing.assert_allclose(model.log_density(x).numpy(), reference.logpdf(x.numpy()), rtol=1e-12, atol=1e-300)
     assert model.std == pytest.approx(reference.std(), rel=1e-12)
     assert model.entropy == pytest.approx(reference.entropy() / math.log(2), rel=1e-9)
 
@@ -42,9 +40,7 @@ def test_density_keeps_float64_and_widens_half() -> None:
     assert model.density(torch.zeros(1)).item() == pytest.approx(0.5)  # the Laplacian's peak, 1/(2α)
 
 
-@pytest.mark.parametrize(
-    "wrong", [(0.0, 1.0, 0.0), (1.0, -1.0, 0.0), (math.nan, 1.0, 0.0), (1.0, math.inf, 0.0)]
-)
+@pytest.mark.parametrize("wrong", [(0.0, 1.0, 0.0), (1.0, -1.0, 0.0), (math.nan, 1.0, 0.0), (1.0, math.inf, 0.0)])
 def test_impossible_parameters_are_refused(wrong: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="positive number, not"):
         GGD(*wrong)
