@@ -26,7 +26,7 @@ def _changes(report: Report) -> Table | None:
         return None
     rows: dict[tuple[str, str], list[Change]] = {}
     for change in report.changes:
-        rows.setdefault((_pattern(change.name), re.sub(r"(?<=\w)_\d+\b", "_*", change.what)), []).append(change)
+        rows.setdefault((_pattern(change.name), re.sub(r"(?<=\w)_\d+\b", "", change.what)), []).append(change)
     table = Table(title=f"{report.title}: changed", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("what", overflow="fold")
     table.add_column("n", justify="right")
@@ -38,7 +38,8 @@ def _changes(report: Report) -> Table | None:
     for (pattern, what), group in rows.items():
         row = [pattern if len(group) > 1 else group[0].name, str(len(group)), what]
         if sized:
-            row += [megabytes(sum(c.bytes_before for c in group)), megabytes(sum(c.bytes_after for c in group))]
+            before, after = sum(c.bytes_before for c in group), sum(c.bytes_after for c in group)
+            row += [megabytes(before) if before else "", megabytes(after) if before else ""]
         table.add_row(*row)
     return table
 

@@ -2,7 +2,9 @@
 
 import operator
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +15,84 @@ from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import Program
 
 aten = torch.ops.aten
+
+
+def operands_of(node: fx.Node) -> dict[str, Any]:
+    """The operands of a linear that have one entry (a row) for each output channel: nodes, or None for no bias."""
+    if node.target is aten.linear.default:
+        return {"weight": node.args[1], "bias": node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")}
+    return {"codes": node.args[1], "scale": node.args[2], "bias": node.args[4]}
+
+
+def linear_groups(graph: fx.Graph, linear: object, targets: Iterable[object]) -> list[list[fx.Node]]:
+    """Two or more linears that read one input, all float or all coded with one codebook; in graph order.
+
+    Args:
+        linear: the coded linear.
+        targets: which of `linear` and `aten.linear` count.
+    """
+    groups: dict[tuple[object, ...], list[fx.Node]] = {}
+    wanted = tuple(targets)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in wanted:
+            codebook = node.args[3] if node.target is linear else None
+            name = codebook.target if isinstance(codebook, fx.Node) else None
+            groups.setdefault((node.args[0], node.target, name), []).append(node)
+    return [nodes for nodes in groups.values() if len(nodes) > 1]
+
+
+def reason_to_keep(node: fx.Node, source_op: str, readers: Callable[[fx.Node], int]) -> str:
+    """Why a linear stays apart; empty where it can be merged.
+
+    Args:
+        source_op: the op of nodes that yield constants: `get_attr`, or `placeholder` in a backend.
+        readers: how many nodes read the tensor that such a node yields.
+    """
+    for role, tensor in operands_of(node).items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, fx.Node) or tensor.op != source_op:
+            return f"its {role} is computed"
+        if readers(tensor) > 1:
+            return f"its {role} {tensor.target} has other readers"
+    return ""
+
+
+def join(graph: fx.Graph, nodes: list[fx.Node], operands: dict[str, Any], rows: list[int]) -> None:
+    """Put one linear with the joined operands in the place of `nodes`; must be inside an insertion point.
+
+    Args:
+        operands: as `operands_of`, of the joined linear.
+        rows: output channels of each node.
+    """
+    first = nodes[0]
+    args = list(operands.values())
+    if "codes" in operands:
+        args.insert(2, first.args[3])
+    joined = graph.call_function(first.target, (first.args[0], *args))  # type: ignore[arg-type]
+    parts = graph.call_function(aten.split_with_sizes.default, (joined, rows, -1))
+    for position, node in enumerate(nodes):
+        part = graph.call_function(operator.getitem, (parts, position))
+        part.meta["val"] = node.meta.get("val")
+        for user in list(node.users):
+            if user.target is aten.view.default:
+                user.target = aten.reshape.default  # a part is strided: where a view cannot be, reshape copies
+        node.replace_all_uses_with(part)
+    for node in nodes:
+        graph.erase_node(node)
+
+
+def concatenate(
+    parts: list[Tensor | None], rows: list[int], allocate: Allocate | None = None
+) -> Tensor | None:
+    """[p₁; p₂; …] along dimension 0; (1,) scales are repeated for their rows, missing biases are zeros, none is None."""
+    present = next((p for p in parts if p is not None), None)
+    if present is None:
+        return None
+    full = [present.new_zeros(n) if p is None else p.expand(n) if p.dim() == 1 else p for p, n in zip(parts, rows)]
+    if present.dtype is not torch.uint8 or allocate is None:
+        return torch.cat(full)
+    return torch.cat(full, out=allocate((sum(rows), present.shape[1]), torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -36,86 +116,34 @@ class MergeLinears:
     def __call__(self, program: Program) -> Report:
         report = Report("MergeLinears")
         reads = Counter(str(n.target) for n in program.graph.nodes if n.op == "get_attr")
-        groups: dict[tuple[object, ...], list[fx.Node]] = {}
-        for node in program.calls(self.operators.linear, aten.linear.default):
-            coded = node.target is self.operators.linear
-            codebook = node.args[3].target if coded else None  # type: ignore[union-attr]
-            groups.setdefault((node.args[0], node.target, codebook), []).append(node)
-        for nodes in groups.values():
-            if len(nodes) < 2:
-                continue
-            alone = [n for n in nodes if self._reason_to_keep(n, reads)]
-            report.skips += [Skip(n.name, self._reason_to_keep(n, reads), matrix=False) for n in alone]
-            mergeable = [n for n in nodes if n not in alone]
+
+        def readers(node: fx.Node) -> int:
+            return max(reads[str(node.target)], len(node.users))
+
+        linear = self.operators.linear
+        for nodes in linear_groups(program.graph, linear, (linear, aten.linear.default)):
+            reasons = {node: reason_to_keep(node, "get_attr", readers) for node in nodes}
+            report.skips += [Skip(n.name, reason, matrix=False) for n, reason in reasons.items() if reason]
+            mergeable = [n for n, reason in reasons.items() if not reason]
             if len(mergeable) > 1:
                 report.changes.append(self._merge(program, mergeable))
-        if report.changes:
-            program.prune()
         return report
 
-    def _tensors(self, node: fx.Node) -> dict[str, object]:
-        """The operands of a linear that have one entry (a row) for each output channel."""
-        if node.target is self.operators.linear:
-            return {"codes": node.args[1], "scale": node.args[2], "bias": node.args[4]}
-        return {"weight": node.args[1], "bias": node.args[2] if len(node.args) > 2 else None}
-
-    def _reason_to_keep(self, node: fx.Node, reads: Counter[str]) -> str:
-        for role, tensor in self._tensors(node).items():
-            if tensor is None:
-                continue
-            if not isinstance(tensor, fx.Node) or tensor.op != "get_attr":
-                return f"its {role} is computed"
-            if reads[str(tensor.target)] > 1 or len(tensor.users) > 1:
-                return f"its {role} {tensor.target} has other readers"
-        return ""
-
     def _merge(self, program: Program, nodes: list[fx.Node]) -> Change:
-        first = nodes[0]
-        source = first.args[0]
-        tensors = [self._tensors(n) for n in nodes]
-        matrix = "codes" if first.target is self.operators.linear else "weight"
-
-        def value(node: object) -> Tensor | None:
-            return program.weight(str(node.target)).detach() if isinstance(node, fx.Node) else None
-
-        matrices = [value(t[matrix]) for t in tensors]
-        rows = [m.shape[0] for m in matrices if m is not None]
-        prefix = str(tensors[0][matrix].target)  # type: ignore[attr-defined]
-        operands = []
-        with program.graph.inserting_before(first):
-            for role in tensors[0]:
-                parts = [value(t[role]) for t in tensors]
-                merged = self._concatenate(parts, rows)
-                if merged is None:
-                    operands.append(None)
-                    continue
-                name = f"{prefix}_merged_{role}"
-                program.set_weight(name, merged, buffer=matrix == "codes")
-                operands.append(program.get_attr(name))
-            if matrix == "codes":
-                operands.insert(2, first.args[3])  # type: ignore[arg-type]
-            joined = program.graph.call_function(first.target, (source, *operands))  # type: ignore[arg-type]
-            parts_node = program.graph.call_function(aten.split_with_sizes.default, (joined, rows, -1))
-            for position, node in enumerate(nodes):
-                part = program.graph.call_function(operator.getitem, (parts_node, position))
-                part.meta["val"] = node.meta.get("val")
-                for user in list(node.users):
-                    if user.target is aten.view.default:
-                        user.target = aten.reshape.default
-                node.replace_all_uses_with(part)
-        for node in nodes:
-            program.graph.erase_node(node)
+        operands = [operands_of(n) for n in nodes]
+        matrix = next(iter(operands[0]))  # "codes" or "weight"
+        names = [str(o[matrix].target) for o in operands]
+        what = f"{len(nodes)} linears read {nodes[0].args[0]}: merged"
+        rows = [program.weight(name).shape[0] for name in names]
+        with program.graph.inserting_before(nodes[0]):
+            merged: dict[str, Any] = {}
+            for role in operands[0]:
+                parts = [None if o[role] is None else program.weight(str(o[role].target)).detach() for o in operands]
+                value = concatenate(parts, rows, self.allocate)
+                merged[role] = None
+                if value is not None:
+                    program.set_weight(f"{names[0]}_merged_{role}", value, buffer=matrix == "codes")
+                    merged[role] = program.get_attr(f"{names[0]}_merged_{role}")
+            join(program.graph, nodes, merged, rows)
         program.prune()
-        names = [str(t[matrix].target).removesuffix("_codes") for t in tensors]  # type: ignore[attr-defined]
-        return Change(" + ".join(names), f"{len(nodes)} linears read {source}: merged, {sum(rows)} channels")
-
-    def _concatenate(self, parts: list[Tensor | None], rows: list[int]) -> Tensor | None:
-        """The parts below each other; (1,) scales are repeated for their rows, missing biases are zeros."""
-        present = next((p for p in parts if p is not None), None)
-        if present is None:
-            return None
-        full = [present.new_zeros(n) if p is None else p.expand(n) if p.dim() == 1 else p for p, n in zip(parts, rows)]
-        if present.dtype is not torch.uint8 or self.allocate is None:
-            return torch.cat(full)
-        out = self.allocate((sum(rows), present.shape[1]), torch.uint8)
-        return torch.cat(full, out=out)
+        return Change(" + ".join(n.removesuffix("_codes") for n in names), f"{what}, {sum(rows)} channels")
