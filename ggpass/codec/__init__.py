@@ -1,0 +1,26 @@
+"""codec: lossless coding of integer symbols of any range, at their entropy.
+
+Two coders. `exp-golomb` is the structured prefix code the literature uses for generalized-Gaussian weights. `rans` is
+an interleaved range asymmetric numeral system with one static table for each array: it reaches the zero-order entropy
+from 0.05 bits a symbol up, where every one-symbol prefix code wastes what lies below one bit.
+"""
+
+from ggpass.codec.decoder import Decoder, decode
+from ggpass.codec.encoder import Method, encode
+from ggpass.codec.histogram import Histogram, histogram
+from ggpass.codec.native import crc32c
+from ggpass.codec.planes import decode_planes, encode_planes
+from ggpass.codec.threads import run_all
+
+__all__ = [
+    "Decoder",
+    "Histogram",
+    "Method",
+    "crc32c",
+    "decode",
+    "decode_planes",
+    "encode",
+    "encode_planes",
+    "histogram",
+    "run_all",
+]

@@ -1,0 +1,214 @@
+"""Decoder: a container back to its symbols, whole or chunk by chunk."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from ggpass.codec import container, exp_golomb
+from ggpass.codec.container import CONSTANT, EXP_GOLOMB, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Container
+from ggpass.codec.native import address, check, library
+from ggpass.codec.threads import run_all
+from ggpass.errors import FormatError
+
+
+def _in_range(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    info = np.iinfo(dtype)
+    low, high = max(int(info.min), -(1 << 63)), min(int(info.max), (1 << 63) - 1)
+    if values.size and (int(values.min()) < low or int(values.max()) > high):
+        raise FormatError(f"a coded array of {dtype} holds a value outside that type; fetch the file again")
+    return values.astype(dtype)
+
+
+class Decoder:
+    """Decodes one container, whole or chunk by chunk.
+
+    Attributes:
+        container: the parsed header and index.
+        dtype: of the symbols.
+        count: the number of symbols.
+    """
+
+    def __init__(self, data: bytes | memoryview | np.ndarray, *, portable: bool = False) -> None:
+        """Parse and check the header and the table.
+
+        Args:
+            data: the container, possibly followed by other bytes.
+            portable: decode without AVX2, for tests; the symbols are the same.
+
+        Raises:
+            FormatError: it is damaged or no container.
+        """
+        view = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+        self.container: Container = container.read(view)
+        self.dtype, self.count = self.container.dtype, self.container.count
+        self._portable = portable
+        self._values: np.ndarray | None = None
+        self._table: np.ndarray | None = None
+        table = self.container.table
+        if self.container.method == CONSTANT:
+            if table.size != self.dtype.itemsize:
+                raise FormatError("a constant array does not hold exactly one value; fetch the file again")
+            self._values = table.view(self.dtype)
+        elif self.container.method == RANS:
+            self._read_table(table)
+        elif self.container.method == EXP_GOLOMB and self.container.ranked:
+            self._values = self._read_ranks(table)
+
+    def _read_ranks(self, table: np.ndarray) -> np.ndarray:
+        if table.size < 4:
+            raise FormatError("the ranks of an exp-Golomb array are missing; fetch the file again")
+        numbers, rest = exp_golomb.unpack_numbers(table[4:], int(table[:4].view("<u4")[0]))
+        if rest.size:
+            raise FormatError("the ranks of an exp-Golomb array are followed by something else; fetch the file again")
+        return _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+
+    def _read_table(self, table: np.ndarray) -> None:
+        if table.size < TABLE_COUNT.size:
+            raise FormatError("the table of a coded array is missing; fetch the file again")
+        (count,) = TABLE_COUNT.unpack_from(table.data)
+        if count < 2:
+            raise FormatError(
+                f"the table of a coded array has {count} symbols, two are the least; fetch the file again"
+            )
+        first, rest = exp_golomb.unpack_numbers(table[TABLE_COUNT.size :], 1)
+        gaps, rest = exp_golomb.unpack_numbers(rest, count - 1)
+        frequencies, rest = exp_golomb.unpack_numbers(rest, count)
+        # Checked in floating point, which cannot overflow; what follows then cannot either.
+        if rest.size or frequencies.max() >= 1 << 16 or gaps.sum(dtype=np.float64) >= 2.0**62:
+            raise FormatError("the table of a coded array is corrupt; fetch the file again")
+        start = exp_golomb.signed_unmap(first)
+        values = start + np.concatenate([np.zeros(1, np.int64), np.cumsum(gaps.astype(np.int64) + 1)])
+        self._values = _in_range(values, self.dtype)
+        symbols = (
+            self._values.view(np.uint8).astype(np.uint16)
+            if self.dtype.itemsize == 1
+            else np.arange(count, dtype=np.uint16)
+        )
+        size = library().ggp_rans_table_bytes(self.container.parameter)
+        if size == 0:
+            raise FormatError(
+                f"the table of a coded array has 2^{self.container.parameter} slots; fetch the file again"
+            )
+        self._table = np.empty(size, np.uint8)
+        # The encoder gives out slots by rising index; a signed byte's index is its
+        # bit pattern, in which negative ones come last.
+        order = np.argsort(symbols)
+        symbols, slots = symbols[order], (frequencies + np.uint64(1)).astype(np.uint32)[order]
+        status = library().ggp_rans_table(
+            address(slots), address(symbols), count, self.container.parameter, address(self._table)
+        )
+        check(status, "the table of a coded array")
+
+    def __len__(self) -> int:
+        """The number of chunks; a constant array is one."""
+        return max(1, self.container.chunks) if self.count else 0
+
+    def symbols_of(self, i: int) -> slice:
+        """Which symbols chunk i holds."""
+        return slice(0, self.count) if self.container.method == CONSTANT else self.container.symbols_of(i)
+
+    def decode_chunk(self, i: int, out: np.ndarray) -> None:
+        """Chunk i into `out`, contiguous, of this decoder's dtype and the length of `symbols_of(i)`.
+
+        Raises:
+            FormatError: the chunk is damaged.
+        """
+        where = self.symbols_of(i)
+        if out.dtype != self.dtype or out.size != where.stop - where.start or not out.flags.c_contiguous:
+            raise FormatError(
+                f"chunk {i} decodes into {where.stop - where.start} contiguous {self.dtype}, not {out.dtype}"
+            )
+        if self.container.method == CONSTANT:
+            out[:] = self._values
+            return
+        code, patches = self.container.code_of(i)
+        if self.container.method == RANS:
+            self._decode_rans(code, out)
+            self._apply_patches(patches, out)
+            return
+        if patches.size:
+            raise FormatError(f"chunk {i} holds patches where there can be none; fetch the file again")
+        if self.container.method == RAW:
+            if code.size != out.nbytes:
+                raise FormatError(f"chunk {i} holds {code.size} bytes instead of {out.nbytes}; fetch the file again")
+            out.view(np.uint8)[:] = code
+        else:
+            self._decode_exp_golomb(code, out)
+
+    def _decode_rans(self, code: np.ndarray, out: np.ndarray) -> None:
+        if self._table is None or self._values is None:
+            raise FormatError("a coded array has no table; fetch the file again")
+        native = library()
+        if self.dtype.itemsize == 1:
+            status = native.ggp_rans_decode(
+                address(code), code.size, address(self._table), address(out), out.size, self._portable
+            )
+        else:
+            status = native.ggp_rans_decode_values(
+                address(code),
+                code.size,
+                address(self._table),
+                address(self._values),
+                self._values.size,
+                self.dtype.itemsize,
+                address(out),
+                out.size,
+                self._portable,
+            )
+        check(status, "a chunk")
+
+    def _apply_patches(self, patches: np.ndarray, out: np.ndarray) -> None:
+        if not patches.size:
+            return
+        if patches.size < PATCH_COUNT.size:
+            raise FormatError("the patches of a chunk are cut off; fetch the file again")
+        (count,) = PATCH_COUNT.unpack_from(patches.data)
+        if not 1 <= count <= out.size:
+            raise FormatError(f"a chunk of {out.size} symbols claims {count} patches; fetch the file again")
+        gaps, rest = exp_golomb.unpack_numbers(patches[PATCH_COUNT.size :], count)
+        numbers, rest = exp_golomb.unpack_numbers(rest, count)
+        if rest.size or gaps.max() >= out.size:
+            raise FormatError("the patches of a chunk are corrupt; fetch the file again")
+        positions = np.cumsum(gaps + np.uint64(1)) - np.uint64(1)
+        if positions[-1] >= out.size:
+            raise FormatError("a patch lies outside its chunk; fetch the file again")
+        out[positions.astype(np.int64)] = _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+
+    def _decode_exp_golomb(self, code: np.ndarray, out: np.ndarray) -> None:
+        numbers, used = exp_golomb.decode(code, out.size, self.container.parameter)
+        if used != code.size:
+            raise FormatError("a chunk is longer than its symbols; fetch the file again")
+        if self._values is None:
+            out[:] = _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+            return
+        if numbers.size and numbers.max() >= self._values.size:
+            raise FormatError("a chunk names a rank that the table does not hold; fetch the file again")
+        out[:] = self._values[numbers.astype(np.int64)]
+
+    def tasks(self, out: np.ndarray) -> list[Callable[[], None]]:
+        """What decodes everything into `out`, one call a chunk, in any order, on any thread."""
+        return [functools.partial(self.decode_chunk, i, out[self.symbols_of(i)]) for i in range(len(self))]
+
+    def decode(self, *, threads: int = 1) -> np.ndarray:
+        """All symbols, (count,).
+
+        Raises:
+            FormatError: a chunk is damaged.
+        """
+        out = np.empty(self.count, self.dtype)
+        run_all(self.tasks(out), threads)
+        return out
+
+
+def decode(data: bytes | memoryview | np.ndarray, *, threads: int = 1, portable: bool = False) -> np.ndarray:
+    """The symbols that `encode` was given, (count,) in their own dtype.
+
+    Raises:
+        FormatError: the data is damaged, cut off or followed by something else.
+    """
+    decoder = Decoder(data, portable=portable)
+    size = data.nbytes if isinstance(data, np.ndarray | memoryview) else len(data)
+    if decoder.container.length != size:
+        raise FormatError(f"a coded array of {decoder.container.length} bytes lies in {size}; fetch the file again")
+    return decoder.decode(threads=threads)
