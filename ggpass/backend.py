@@ -56,7 +56,7 @@ def ggpass_backend(
     unknown = sorted(set(chosen) - set(OPTIONS))
     if unknown:
         raise InputError(f"backend ggpass has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
-    device, lowering, notes = lowering_for(
+    _, lowering, notes = lowering_for(
         chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
     )
     inner = torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))
@@ -88,7 +88,7 @@ def fake_of(value: Any, mode: FakeTensorMode) -> Any:
 
 @dataclass
 class Extra:
-    """An argument that the compiled graph has beside Dynamo's: which recipe makes it, and which of its results it is."""
+    """An argument of the compiled graph beside Dynamo's: the recipe that makes it, and which of its results it is."""
 
     recipe: Recipe
     output: int

@@ -16,7 +16,7 @@ class LowerWeights:
     """f(x; w) → f(x; codebook[codes] · scale), codes = rounding(w / scale).
 
     1. A weight is lowered at all its uses or at none, by tensor identity: tied names share one set of codes.
-    2. `linear`, `matmul`, `mm`, `addmm` with a constant matrix, `embedding`, `conv1d/2d`; directly or through a transpose.
+    2. `linear`, `matmul`, `mm`, `addmm` with a constant matrix, `embedding`, `conv1d/2d`; a transpose may come between.
     3. Biases, norms and other tensors with less than two dimensions stay; so does what `lowering` leaves out.
     4. Every weight that stays is reported with its reason.
     5. The float tensors themselves are not written to; with `lowering.free` their memory is given back.

@@ -3,22 +3,27 @@
 import functools
 import logging
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ggpass import ops
 from ggpass.formats import Format
-from ggpass.kernels.library import CpuKernels, KernelsUnavailable, load
-from ggpass.kernels.memory import aligned_empty
 from ggpass.lowering import Lowering
 from ggpass.targets.base import TorchTarget
+
+if TYPE_CHECKING:
+    from ggpass.kernels.library import CpuKernels
 
 logger = logging.getLogger("ggpass")
 
 
 @functools.cache
-def _load() -> CpuKernels | str:
+def _load() -> "CpuKernels | str":
+    # Imported at the first use: loading the kernels' runtime is no part of `import ggpass`.
+    from ggpass.kernels.library import KernelsUnavailable, load
+
     try:
         return load()
     except KernelsUnavailable as error:
@@ -26,7 +31,7 @@ def _load() -> CpuKernels | str:
         return str(error)
 
 
-def _kernels() -> CpuKernels | None:
+def _kernels() -> "CpuKernels | None":
     """The loaded kernels; None where there are none, which is logged once."""
     loaded = _load()
     return None if isinstance(loaded, str) else loaded
@@ -79,6 +84,8 @@ class CpuTarget(TorchTarget):
         return (f"kernels for {loaded.isa.name}",)
 
     def lowering(self) -> Lowering:
+        from ggpass.kernels.memory import aligned_empty
+
         return replace(super().lowering(), allocate=aligned_empty)
 
 
