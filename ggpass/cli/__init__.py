@@ -1,0 +1,59 @@
+"""The command line: `ggpass inspect | compile | bench | targets`; each command is a file here."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ggpass.cli.bench import bench
+from ggpass.cli.compile import compile_command
+from ggpass.cli.console import stderr
+from ggpass.cli.inspect import inspect
+from ggpass.cli.targets import targets
+from ggpass.errors import GgpassError
+
+app = typer.Typer(
+    name="ggpass",
+    help="A compiler for neural networks with generalized-Gaussian priors: 8-bit weights, small and fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect")(inspect)
+app.command("compile")(compile_command)
+app.command("bench")(bench)
+app.command("targets")(targets)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("ggpass")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            from ggpass import __version__ as number
+        typer.echo(f"ggpass {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 with one line on stderr for an error ggpass raises, 2 for wrong usage."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="ggpass")
+    except (GgpassError, OSError) as error:
+        stderr().print(f"[bold red]error:[/] [red]{escape(str(error))}[/]", soft_wrap=True, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,202 @@
+"""`ggpass bench`: the lowered model beside the float one, timed in turns, and how close their outputs are."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ggpass.cli.compile import DTYPE_HELP, Dtype, ModelDir, Only, Skip, TargetName
+from ggpass.cli.console import progress, stderr, stdout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One input size, both models.
+
+    Attributes:
+        float_ms, lowered_ms: medians over the rounds.
+        ratio: the median over the rounds of float time / lowered time; above 1 the lowered model is faster.
+        cosine_mean, cosine_min: between the two models' outputs, over the vectors of their last dimension.
+    """
+
+    batch: int
+    sequence: int
+    float_ms: float
+    lowered_ms: float
+    ratio: float
+    cosine_mean: float
+    cosine_min: float
+
+
+def bench(
+    model_dir: ModelDir,
+    target: TargetName = "rf8-cpu",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="BATCHxSEQUENCE of the input; may be repeated. Left out: 1x16, 1x128, 8x64.", metavar="BxS"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Timed calls of each model and size.", min=1)] = 20,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads for both models; left out: torch's.", min=1)
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.float32,
+    only: Only = None,
+    skip: Skip = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time a model against its lowered self, in turns, on random tokens.
+
+    Every round calls both models, so that whatever else the machine does meets both; times are medians and the ratio
+    is the median of the rounds' ratios. The cosine compares the outputs: last hidden states, or logits.
+    """
+    import torch
+
+    import ggpass
+    from ggpass.cli.inspect import size
+    from ggpass.cli.models import load_model
+    from ggpass.targets import resolve
+
+    sizes = [parse_shape(text) for text in shape or ("1x16", "1x128", "8x64")]
+    resolve(target)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with stderr().status(f"loading {model_dir}"):
+        model, notes = load_model(model_dir, dtype.value)
+    inputs = [token_inputs(model, batch, sequence) for batch, sequence in sizes]
+    with stderr().status(f"compiling for {target}"):
+        lowered = ggpass.compile(model, target=target, only=only or (), skip=skip or ())
+    results = []
+    with progress() as bar:
+        task = bar.add_task("timing", total=rounds * len(sizes))
+        for (batch, sequence), kwargs in zip(sizes, inputs):
+            bar.update(task, description=f"timing {batch}x{sequence}")
+            results.append(compare(model, lowered, kwargs, rounds, batch, sequence, step=lambda: bar.advance(task)))
+    bytes_of = ggpass.sizes(lowered)
+    if json:
+        from json import dumps
+
+        typer.echo(
+            dumps(
+                {
+                    "model": str(model_dir),
+                    "target": target,
+                    "dtype": dtype.value,
+                    "threads": torch.get_num_threads(),
+                    "rounds": rounds,
+                    "bytes": asdict(bytes_of),
+                    "timings": [asdict(result) for result in results],
+                },
+                indent=2,
+            )
+        )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for title in ("input", "float ms", f"{target} ms", "speed", "cosine, mean", "least"):
+        table.add_column(title, justify="left" if title == "input" else "right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            f"{result.batch}x{result.sequence}",
+            f"{result.float_ms:.2f}",
+            f"{result.lowered_ms:.2f}",
+            f"{result.ratio:.2f}x",
+            f"{result.cosine_mean:.5f}",
+            f"{result.cosine_min:.5f}",
+        )
+    console = stdout()
+    console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+    console.print(
+        f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → "
+        f"{size(bytes_of.after)} ({bytes_of.ratio:.1%}); {torch.get_num_threads()} threads, medians of {rounds} rounds",
+        highlight=False,
+    )
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """(batch, sequence) of `BxS`.
+
+    Raises:
+        typer.BadParameter: not two positive integers.
+    """
+    batch, _, sequence = text.partition("x")
+    if not (batch.isdigit() and sequence.isdigit() and int(batch) and int(sequence)):
+        raise typer.BadParameter(f"a shape is BATCHxSEQUENCE, as in 8x64, not {text!r}")
+    return int(batch), int(sequence)
+
+
+def token_inputs(model: "nn.Module", batch: int, sequence: int) -> dict[str, "Tensor"]:
+    """Random token ids and a full mask, with decoder ids where the model has a decoder of its own.
+
+    Raises:
+        GgpassError: the model does not take token ids, or not so many.
+    """
+    import torch
+
+    from ggpass.errors import GgpassError
+
+    config: Any = model.config
+    if getattr(model, "main_input_name", None) != "input_ids" or not getattr(config, "vocab_size", None):
+        raise GgpassError(
+            f"bench feeds token ids, and {type(model).__name__} takes {getattr(model, 'main_input_name', 'none')}; "
+            "time it with ggpass.compile in a script"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and sequence > longest:
+        raise GgpassError(f"this model takes at most {longest} tokens, not {sequence}; give a shorter --shape")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (batch, sequence), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, : min(sequence, 8)]
+    return inputs
+
+
+def first_tensor(output: Any) -> "Tensor":
+    """The logits or hidden states of a model's output, its first tensor, as (vectors, width)."""
+    tensor = output[0] if not hasattr(output, "dim") else output
+    return tensor.detach().float().flatten(0, -2)
+
+
+def compare(
+    model: "nn.Module",
+    lowered: "nn.Module",
+    kwargs: dict[str, Any],
+    rounds: int,
+    batch: int,
+    sequence: int,
+    step: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Times of both models on one input, taken in turns after two untimed calls of each."""
+    import torch
+
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(2):
+            outputs = [first_tensor(each(**kwargs)) for each in (model, lowered)]
+        for turn in range(rounds):
+            pair = ((0, model), (1, lowered))
+            for place, each in pair if turn % 2 else reversed(pair):
+                start = time.perf_counter()
+                each(**kwargs)
+                times[place].append((time.perf_counter() - start) * 1e3)
+            step()
+        cosines = torch.nn.functional.cosine_similarity(outputs[0].double(), outputs[1].double(), dim=-1)
+    ratios = [a / b for a, b in zip(*times)]
+    return Timing(
+        batch,
+        sequence,
+        median(times[0]),
+        median(times[1]),
+        median(ratios),
+        cosines.mean().item(),
+        cosines.min().item(),
+    )

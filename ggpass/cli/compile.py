@@ -1,0 +1,91 @@
+"""`ggpass compile`: lower a Hugging Face model and report what happened to every weight."""
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ggpass.cli.console import stderr, stdout
+
+
+class Granularity(StrEnum):
+    channel = "channel"
+    tensor = "tensor"
+
+
+class Scale(StrEnum):
+    pow2 = "pow2"
+    real = "real"
+
+
+class Rounding(StrEnum):
+    nearest = "nearest"
+    paper = "paper"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+DTYPE_HELP = "Load the weights as float32, bfloat16, float16, or auto: as the checkpoint stores them."
+
+ModelDir = Annotated[
+    Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face model directory with safetensors weights.")
+]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", metavar="FORMAT-DEVICE", help="`ggpass targets` lists them.")
+]
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Lower only weights whose name matches; may be repeated.")
+]
+Skip = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Leave weights whose name matches; may be repeated.")
+]
+GranularityOption = Annotated[Granularity, typer.Option(help="One scale for each output channel, or for the tensor.")]
+ScaleOption = Annotated[Scale | None, typer.Option(help="Powers of two, or real scales; the format's own if left out.")]
+RoundingOption = Annotated[Rounding, typer.Option(help="`paper` is RF8's published greedy rounding.")]
+
+
+def compile_command(
+    model_dir: ModelDir,
+    target: TargetName = "rf8-cpu",
+    only: Only = None,
+    skip: Skip = None,
+    granularity: GranularityOption = Granularity.channel,
+    scale: ScaleOption = None,
+    rounding: RoundingOption = Rounding.nearest,
+    dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.auto,
+) -> None:
+    """Lower a model's weights to 8 bits and report what happened to each.
+
+    The model is loaded from disk only, in the class that its config names, and is not written back.
+    """
+    import ggpass
+    from ggpass.cli.inspect import size
+    from ggpass.cli.models import load_model
+    from ggpass.formats import Scheme
+    from ggpass.targets import resolve
+
+    resolve(target)  # an unknown target is answered before the model is loaded
+    scheme = Scheme(granularity.value, scale.value if scale else None, rounding.value)
+    with stderr().status(f"loading {model_dir}"):
+        model, notes = load_model(model_dir, dtype.value)
+    start = time.perf_counter()
+    with stderr().status(f"compiling for {target}"):
+        lowered = ggpass.compile(model, target=target, scheme=scheme, only=only or (), skip=skip or (), inplace=True)
+    seconds = time.perf_counter() - start
+    console = stdout()
+    console.print(ggpass.report(lowered))
+    sizes = ggpass.sizes(lowered)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+    console.print(
+        f"{type(lowered).__name__}: {size(sizes.before)} → {size(sizes.after)} ({sizes.ratio:.1%}), "
+        f"compiled for {target} in {seconds:.1f} s",
+        highlight=False,
+    )

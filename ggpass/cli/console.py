@@ -1,0 +1,44 @@
+"""Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
+
+import os
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+#: Columns of a table that is not written to a terminal, where none are asked for by COLUMNS.
+FILE_WIDTH = 160
+
+
+def stdout() -> Console:
+    """The console for results; wide where a file or a pipe reads it."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
+
+
+def stderr() -> Console:
+    """The console for progress and errors."""
+    return Console(stderr=True)
+
+
+def progress() -> Progress:
+    """A bar that names what it is at, and goes away when it is done; silent where stderr is no terminal."""
+    console = stderr()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def wrap_name(name: str, width: int) -> str:
+    """A dotted name in lines of at most `width`, broken after dots where that is possible."""
+    lines = [""]
+    for part in name.replace(".", ".\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""`ggpass inspect`: the generalized-Gaussian fit of each weight, and what each 8-bit format makes of it."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ggpass.cli.console import progress, stdout, wrap_name
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ggpass.inspection import Inspection
+
+
+def inspect(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A .safetensors file, a .safetensors.index.json, or a directory that holds one."
+        ),
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(help="Write histograms of the largest weights with their fits.", metavar="PNG")
+    ] = None,
+    largest: Annotated[int, typer.Option(help="How many weights to plot.", min=1, max=60, metavar="N")] = 12,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Plot a linear density axis, not a logarithmic one.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show each weight's fit and what RF8, E4M3 and INT8 make of it.
+
+    For every floating tensor of two or more dimensions: the moment fit of a generalized Gaussian (shape ν, where 2 is
+    a Gaussian and 1 a Laplacian; deviation σ), and for each format the signal-to-quantization-noise ratio in dB and
+    the entropy of the codes in bits a weight, each format with its own default scale for every output channel.
+
+    Rows (dimension 0) are taken as the output channels. A file does not say which weights are transposed, as those of
+    Hugging Face's Conv1D (GPT-2) are: there the scales of `ggpass compile` differ from those shown here.
+
+    Nothing is unpickled: .bin and .pt files are refused.
+    """
+    from ggpass.checkpoint import Checkpoint
+    from ggpass.errors import GgpassError
+    from ggpass.inspection import inspect_checkpoint
+    from ggpass.plot import draw, largest_histograms
+
+    if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
+        raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")
+    checkpoint = Checkpoint(file)
+    with progress() as bar:
+        task = bar.add_task("inspecting", total=len(checkpoint.tensors))
+        result = inspect_checkpoint(file, progress=lambda info: bar.advance(task), checkpoint=checkpoint)
+    console = stdout()
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(result.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        console.print(inspection_table(result, console.width))
+    if plot is not None:
+        histograms = largest_histograms(result, checkpoint, largest)
+        whole = file.parent.name if file.stem == "model" else file.stem or file.name
+        draw(histograms, plot, f"{whole}: {len(histograms)} largest weights", log_y=not linear)
+        if not json:
+            console.print(f"histograms of {len(histograms)} weights: {plot}", highlight=False)
+
+
+def count(number: int) -> str:
+    """A count for people: 384, 22.69 M, 1.24 G."""
+    for unit, size in (("G", 10**9), ("M", 10**6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def size(number: int) -> str:
+    """Bytes for people, in kB, MB and GB (powers of 1000)."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return f"{number} B"
+
+
+def _figures(sqnr: float, entropy: float) -> str:
+    if math.isnan(entropy):
+        return "–"
+    return f"{'exact' if math.isinf(sqnr) else format(sqnr, '.1f')} {entropy:.2f}"
+
+
+def inspection_table(result: "Inspection", width: int) -> "RenderableType":
+    """The table of an inspection and the lines below it, for a terminal of that many columns."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    dtypes = {fit.info.dtype for fit in result.weights}
+    shapes = ["×".join(str(length) for length in fit.info.shape) for fit in result.weights]
+    # The other columns take this much; the names get the rest, in as many lines as they need.
+    fixed = max(map(len, shapes), default=5) + 4 + 7 + 9 * len(result.formats) + 2 * (3 + len(result.formats))
+    fixed += 6 if len(dtypes) > 1 else 0
+    room = max(16, width - fixed)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True, pad_edge=False)
+    table.add_column("\nweight", overflow="fold", footer=f"all {len(result.weights)} matrices")
+    table.add_column("\nshape", justify="right", no_wrap=True, footer=count(result.weight_count))
+    if len(dtypes) > 1:
+        table.add_column("\ndtype", no_wrap=True)
+    table.add_column("\nν", justify="right", no_wrap=True)
+    table.add_column("\nσ", justify="right", no_wrap=True)
+    for name in result.formats:
+        footer = _figures(result.sqnr(name), result.entropy(name))
+        table.add_column(f"{name.upper():^8}\n  dB  bit", justify="right", no_wrap=True, footer=footer)
+    names = [fit.info.name for fit in result.weights]
+    if any(len(name) > room for name in names):
+        names = [name.removesuffix(".weight") for name in names]
+    for fit, name, shape in zip(result.weights, names, shapes):
+        row = [escape(wrap_name(name, room)), shape]
+        row += [fit.info.dtype] if len(dtypes) > 1 else []
+        row += [f"{fit.ggd.shape:.2f}", f"{fit.ggd.std:.3g}"] if fit.ggd else ["zero", "0"]
+        row += [_figures(fit.sqnr(form), fit.formats[form].entropy) for form in result.formats]
+        table.add_row(*row)
+    lines = [
+        f"matrices are {result.weight_share:.2%} of {size(result.total_bytes)}"
+        + (f", all {next(iter(dtypes))}" if len(dtypes) == 1 else "")
+        + "; dB is the signal-to-quantization-noise ratio, bit the entropy of the codes a weight"
+    ]
+    if result.vectors:
+        total = sum(info.nbytes for info in result.vectors)
+        lines.append(f"{len(result.vectors)} vectors (biases, norms; {size(total)}) stay as they are")
+    lines += [f"skipped {skip.info.name}: {skip.reason}" for skip in result.skipped]
+    body = [table, Text()] if result.weights else [Text("no matrices")]
+    return Group(*body, Text("\n".join(lines)))
