@@ -1,0 +1,110 @@
+"""The disk cache of built kernel libraries: one file for each generator, instruction set and TVM version.
+
+A file is written under a temporary name and moved into place, its checksum beside it, so that nobody ever loads
+half a library; a lock makes processes that start together build once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from ggpass.kernels.isa import Isa
+from ggpass.kernels.unavailable import KernelsUnavailable
+
+logger = logging.getLogger("ggpass")
+
+_SOURCES = Path(__file__).parent
+
+
+def default_directory() -> Path:
+    """The user's cache directory for built kernels."""
+    return Path(platformdirs.user_cache_dir("ggpass")) / "kernels"
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def key(isa: Isa) -> str:
+    """Sixteen hex digits that change whenever the generated code could."""
+    digest = hashlib.sha256(repr(isa).encode())
+    for source in sorted((_SOURCES / "generate").glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for distribution in ("ggpass", "apache-tvm-ffi"):
+        digest.update(f"{distribution}={version_of(distribution)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def fetch(isa: Isa, build: Callable[[Isa, Path], None], directory: Path | None = None) -> Path:
+    """The checked library for `isa`, built by `build(isa, path)` where there is none yet.
+
+    Where TVM is not installed, a library that any TVM version built from the same generator serves.
+
+    Raises:
+        KernelsUnavailable: there is no library and it cannot be built, or the directory cannot be written.
+    """
+    directory = default_directory() if directory is None else directory
+    stem, tvm = f"{isa.name}-{key(isa)}", version_of("apache-tvm")
+    if tvm is None:
+        found = [path for path in sorted(directory.glob(f"{stem}-tvm*.so")) if _valid(path)]
+        if found:
+            return found[-1]
+        raise KernelsUnavailable(
+            f"no built {isa.name} kernels in {directory} and apache-tvm is not installed to build them; "
+            "run `pip install 'ggpass[tvm]'`"
+        )
+    path = directory / f"{stem}-tvm{tvm}.so"
+    if _valid(path):
+        return path
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / f"{path.name}.lock"):
+            if not _valid(path):
+                _publish(isa, build, path)
+    except OSError as error:
+        raise KernelsUnavailable(
+            f"cannot write built kernels to {directory} ({error}); make it writable, or free some space"
+        ) from error
+    return path
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _valid(path: Path) -> bool:
+    """Is `path` there and the file that was written? A damaged one is logged; the caller builds it anew."""
+    try:
+        content, expected = path.read_bytes(), _checksum_path(path).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        logger.warning("cannot read the built kernels in %s (%s): building them again", path, error)
+        return False
+    if hashlib.sha256(content).hexdigest() == expected:
+        return True
+    logger.warning("the built kernels in %s are damaged (wrong checksum): building them again", path)
+    return False
+
+
+def _publish(isa: Isa, build: Callable[[Isa, Path], None], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+        library, checksum = Path(folder) / "kernels.so", Path(folder) / "sha256"
+        build(isa, library)
+        checksum.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n", encoding="ascii")
+        # The old library never meets the new checksum as a pair that passes.
+        os.replace(checksum, _checksum_path(path))
+        os.replace(library, path)

@@ -1,0 +1,64 @@
+# mypy: ignore-errors
+"""All kernels of one instruction set as one TVM module, and its shared library."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import tvm
+
+from ggpass.kernels.generate.blocking import ROWS, TILES
+from ggpass.kernels.generate.decoders import decoders
+from ggpass.kernels.generate.dequantize import dequantize_kernel, embedding_kernel
+from ggpass.kernels.generate.rows import rows_kernel
+from ggpass.kernels.generate.tile import tile_kernel
+from ggpass.kernels.isa import Isa
+from ggpass.kernels.unavailable import KernelsUnavailable
+
+logger = logging.getLogger("ggpass")
+
+
+def module(isa: Isa) -> tvm.IRModule:
+    """Every kernel, named `<kind>_<format>`, rows and tile kernels with the number of x rows between."""
+    functions = {}
+    for decoder in decoders(isa):
+        functions[f"dequantize_{decoder.name}"] = dequantize_kernel(isa, decoder)
+        functions[f"embedding_{decoder.name}"] = embedding_kernel(isa, decoder)
+        for shape in ROWS:
+            functions[f"rows{shape.batch}_{decoder.name}"] = rows_kernel(isa, decoder, shape)
+        for shape in TILES:
+            functions[f"tile{shape.vectors}_{decoder.name}"] = tile_kernel(isa, decoder, shape)
+    return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+
+
+def compile_module(isa: Isa, mod: tvm.IRModule | None = None):
+    """The module compiled for `isa`, whatever the CPU of this machine."""
+    target = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.cpu}
+    if isa.features:
+        target["mattr"] = list(isa.features)
+    return tvm.compile(module(isa) if mod is None else mod, target=tvm.target.Target(target)).mod
+
+
+def build(isa: Isa, path: Path) -> None:
+    """Write the shared library of all kernels of `isa` to `path`."""
+    logger.info("building the %s kernels, once for this version (some seconds)", isa.name)
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Path(folder) / "kernels.o"
+        compile_module(isa).write_to_file(str(objects))
+        _link(objects, path)
+
+
+def _link(objects: Path, path: Path) -> None:
+    """Link without a compiler: the object needs nothing but what the process already holds."""
+    linker = next((found for name in ("ld", "ld.lld", "ld.gold", "cc") if (found := shutil.which(name))), None)
+    if linker is None:
+        raise KernelsUnavailable("no linker to build the kernels with; install binutils (or any C compiler)")
+    run = subprocess.run(
+        [linker, "-shared", "-o", str(path), str(objects)], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        raise KernelsUnavailable(f"{linker} could not link the kernels: {run.stderr.strip()}; install binutils")

@@ -1,0 +1,135 @@
+# mypy: ignore-errors
+"""y[m, n] = scale[n] · Σ_k x[m, k] · w[n, k] + bias[n] for middle m: a register-tiled product on decoded blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from ggpass.kernels.generate.decoders import Decoder
+from ggpass.kernels.generate.rows import LINE
+from ggpass.kernels.generate.vectors import Registers, prefetch, zeros
+from ggpass.kernels.isa import Isa
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """How one `tile` kernel is blocked.
+
+    A register tile is `vectors` vectors of x rows by `columns` rows of codes. A task decodes `tiles` times
+    `columns` rows of codes, `depth` codes deep (a multiple of 64), into L1 and multiplies them with every panel.
+    """
+
+    vectors: int
+    columns: int
+    tiles: int
+    depth: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of codes decoded at a time."""
+        return self.columns * self.tiles
+
+    def panel(self, isa: Isa) -> int:
+        """Rows of x in one panel."""
+        return self.vectors * isa.lanes
+
+
+def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
+    """The kernel for one instruction set, format and blocking; dynamic in M, N and K >= 64.
+
+    `packed` is a workspace of ceil(M / panel) · ceil(K / 64) · 64 · panel floats.
+    """
+    lanes, panel, depth, rows = isa.lanes, shape.panel(isa), shape.depth, shape.rows
+    step, order = isa.code_bytes, decoder.order
+
+    def pack(x, packed, m_total, k_total):
+        """packed[panel, k in decode order, m]: a panel holds the same k of all its rows side by side."""
+        lines = T.bind((k_total + (LINE - 1)) // LINE)
+        with T.parallel((m_total + (panel - 1)) // panel * lines) as task:
+            p, line = T.bind(task // lines), T.bind(task % lines)
+            start = T.bind(T.min(line * LINE, k_total - LINE))
+            # The last line overlaps the one before: what that one has already counted is zero here.
+            skip = T.bind(line * LINE - start)
+            with T.serial(panel) as j:
+                row = T.bind(T.min(p * panel + j, m_total - 1))
+                with T.serial(LINE // step) as u:
+                    for lane, k in enumerate(order):
+                        value = T.if_then_else(u * step + k >= skip, x[row, start + u * step + k], T.float32(0))
+                        T.buffer_store(packed, value, [(task * LINE + u * step + lane) * panel + j])
+
+    def decode(codes, constants, block, first, n_total, k_total, k0, length):
+        with T.serial(rows) as r:
+            row = T.bind(T.min(first + r, n_total - 1))
+            ahead = T.bind(T.min(first + r + rows, n_total - 1))
+            with T.serial(length // LINE) as g:
+                k = T.bind(T.min(k0 + g * LINE, k_total - LINE))
+                prefetch(T.address_of(codes[ahead, k]))
+                for u in range(LINE // step):
+                    for v, weight in enumerate(decoder.decode(codes[row, T.ramp(k + u * step, 1, step)], constants)):
+                        where = r * depth + g * LINE + u * step + v * lanes
+                        T.buffer_store(block, weight, [T.ramp(where, 1, lanes)])
+
+    def multiply(sums, packed, block, partial, x_base, r0, p, length):
+        """partial[p, r, m] += Σ_k packed[k, m] · block[r, k] over one block of k, all sums in registers."""
+        tile = [(r, v) for r in range(shape.columns) for v in range(shape.vectors)]
+        for i, (r, v) in enumerate(tile):
+            where = (p * rows + r0 + r) * panel + v * lanes
+            sums.set(i, partial[T.ramp(where, 1, lanes)])
+        with T.serial(length) as k:
+            values = [T.bind(packed[T.ramp(x_base + k * panel + v * lanes, 1, lanes)]) for v in range(shape.vectors)]
+            for r in range(shape.columns):
+                weight = T.bind(T.Broadcast(block[(r0 + r) * depth + k], lanes))
+                for v in range(shape.vectors):
+                    sums.fma(r * shape.vectors + v, values[v], weight)
+        for i, (r, v) in enumerate(tile):
+            where = (p * rows + r0 + r) * panel + v * lanes
+            T.buffer_store(partial, sums.get(i), [T.ramp(where, 1, lanes)])
+
+    def body(x, packed, codes, scale, bias, codebook, y, m_total, n_total, k_total):
+        pack(x, packed, m_total, k_total)
+        panels = T.bind((m_total + (panel - 1)) // panel)
+        padded = T.bind((k_total + (LINE - 1)) // LINE * LINE)
+        with T.parallel((n_total + (rows - 1)) // rows) as task:
+            constants = decoder.setup(codebook)
+            first = T.bind(task * rows)
+            block = T.alloc_buffer((rows * depth,), "float32")
+            partial = T.alloc_buffer((panels * (rows * panel),), "float32")
+            with T.serial(panels * (rows * shape.vectors)) as i:
+                T.buffer_store(partial, zeros(lanes), [T.ramp(i * lanes, 1, lanes)])
+            with T.serial((padded + (depth - 1)) // depth) as b:
+                length = T.bind(T.min(padded - b * depth, depth))
+                decode(codes, constants, block, first, n_total, k_total, b * depth, length)
+                with T.serial(panels) as p:
+                    sums = Registers(isa, shape.columns * shape.vectors)
+                    with T.serial(shape.tiles) as t:
+                        x_base = T.bind((p * padded + b * depth) * panel)
+                        multiply(sums, packed, block, partial, x_base, t * shape.columns, p, length)
+            with T.serial(m_total) as m, T.serial(T.min(n_total - first, rows)) as r:
+                total = partial[(m // panel * rows + r) * panel + m % panel]
+                T.buffer_store(y, total * scale[first + r] + bias[first + r], [m, first + r])
+
+    @T.prim_func(s_tir=True)
+    def tile(
+        x_p: T.handle, packed_p: T.handle, codes_p: T.handle, scale_p: T.handle, bias_p: T.handle,
+        codebook_p: T.handle, y_p: T.handle,
+    ):  # fmt: skip
+        m = T.int64()
+        n = T.int64()
+        k = T.int64()
+        x_stride = T.int64()
+        code_stride = T.int64()
+        scale_stride = T.int64()
+        bias_stride = T.int64()
+        size = T.int64()
+        x = T.match_buffer(x_p, (m, k), "float32", strides=[x_stride, T.int64(1)], align=4)
+        packed = T.match_buffer(packed_p, (size,), "float32", align=4)
+        codes = T.match_buffer(codes_p, (n, k), "uint8", strides=[code_stride, T.int64(1)], align=1)
+        scale = T.match_buffer(scale_p, (n,), "float32", strides=[scale_stride], align=4)
+        bias = T.match_buffer(bias_p, (n,), "float32", strides=[bias_stride], align=4)
+        codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
+        y = T.match_buffer(y_p, (m, n), "float32", align=4)
+        body(x, packed, codes, scale, bias, codebook, y, m, n, k)
+
+    return tile.with_attr("tirx.noalias", True)

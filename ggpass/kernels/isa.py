@@ -1,0 +1,73 @@
+"""Instruction sets: which vector width and which decode a CPU gets.
+
+Nothing here imports tvm: a process that only runs cached kernels must know its instruction set too.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One CPU family for which the kernels are generated.
+
+    `code_bytes` is how many codes one step decodes (one byte vector); a float vector has a quarter of it.
+    `registers` is the number of vector registers, which bounds the accumulators of the tile kernel.
+    `decode` names the family: "shuffle" (16-entry byte tables in a register) or "bits" (plain arithmetic).
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    code_bytes: int
+    registers: int
+    decode: str
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of one vector."""
+        return self.code_bytes // 4
+
+
+X86 = "x86_64-unknown-linux-gnu"
+ARM = "aarch64-unknown-linux-gnu"
+
+AVX2 = Isa("avx2", X86, "x86-64-v3", (), 32, 16, "shuffle")
+AVX512 = Isa("avx512", X86, "x86-64-v4", (), 64, 32, "shuffle")
+NEON = Isa("neon", ARM, "generic", ("+neon",), 16, 32, "shuffle")
+#: Any 64-bit CPU of the host's architecture: no shuffle tables, no special instructions.
+PORTABLE_X86 = Isa("portable-x86", X86, "x86-64", (), 16, 16, "bits")
+PORTABLE_ARM = Isa("portable-arm", ARM, "generic", (), 16, 32, "bits")
+
+ALL = (AVX2, AVX512, NEON, PORTABLE_X86, PORTABLE_ARM)
+
+_NEEDED_FLAGS = {
+    AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "fma"},
+    AVX2: {"avx2", "fma", "bmi2", "f16c", "movbe", "abm"},
+}
+
+
+def portable() -> Isa:
+    """The fallback for this machine's architecture."""
+    return PORTABLE_ARM if platform.machine() in {"aarch64", "arm64"} else PORTABLE_X86
+
+
+def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
+    """The best instruction set of this machine; the portable one where it cannot be told."""
+    if portable() is PORTABLE_ARM:
+        return NEON
+    flags = _flags(cpuinfo)
+    return next((isa for isa, needed in _NEEDED_FLAGS.items() if needed <= flags), PORTABLE_X86)
+
+
+def _flags(cpuinfo: Path) -> set[str]:
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    line = next((line for line in lines if line.startswith("flags")), "")
+    return set(line.partition(":")[2].split())
