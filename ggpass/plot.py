@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from ggpass.errors import GgpassError
 from ggpass.formats.scheme import row_blocks
 from ggpass.ggd import GGD
 from ggpass.inspection import Inspection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: The plotted range is ± this many σ; what lies beyond is counted in the panel.
 RANGE = 6.0
@@ -75,17 +79,16 @@ def short_name(name: str, width: int = 34) -> str:
     return name if len(name) <= width else "…" + name[-(width - 1) :]
 
 
-def draw(histograms: list[Histogram], path: Path, title: str, log_y: bool = True) -> None:
+def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "Figure":
     """Small multiples of σ·f over w/σ: bars, the fitted GGD, and the Gaussian of the same σ for comparison.
 
     Args:
         histograms: one panel each.
-        path: the PNG to write.
         title: of the whole figure.
         log_y: a logarithmic density axis, which shows the tails.
 
     Raises:
-        GgpassError: matplotlib is not installed, or the file cannot be written.
+        GgpassError: matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,14 +101,14 @@ def draw(histograms: list[Histogram], path: Path, title: str, log_y: bool = True
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     width = 2 * RANGE / BINS
-    centres = torch.arange(BINS, dtype=torch.float64) * width - RANGE + width / 2
+    centres = (torch.arange(BINS, dtype=torch.float64) * width - RANGE + width / 2).numpy()
     curve = torch.linspace(-RANGE, RANGE, 601, dtype=torch.float64)
-    gaussian = GGD(2.0, math.sqrt(2)).density(curve)
+    gaussian = GGD(2.0, math.sqrt(2)).density(curve).numpy()
     for axis, item in zip(axes.flat, histograms):
-        axis.bar(centres, item.density, width, color=BAR, label="weights")
-        axis.plot(curve, gaussian, color=GAUSSIAN, linestyle=":", linewidth=1.0, label="Gaussian, same σ")
-        fitted = GGD(item.ggd.shape, item.ggd.scale / item.ggd.std).density(curve)
-        axis.plot(curve, fitted, color=FIT, linewidth=1.3, label="fitted generalized Gaussian")
+        axis.bar(centres, item.density.numpy(), width, color=BAR, label="weights")
+        axis.plot(curve.numpy(), gaussian, color=GAUSSIAN, linestyle=":", linewidth=1.0, label="Gaussian, same σ")
+        fitted = GGD(item.ggd.shape, item.ggd.scale / item.ggd.std).density(curve).numpy()
+        axis.plot(curve.numpy(), fitted, color=FIT, linewidth=1.3, label="fitted generalized Gaussian")
         axis.set_title(short_name(item.name), fontsize=8)
         note = f"ν = {item.ggd.shape:.2f}\nσ = {item.ggd.std:.3g}"
         if item.beyond > 0:
@@ -138,6 +141,16 @@ def draw(histograms: list[Histogram], path: Path, title: str, log_y: bool = True
         fontsize=8.5,
         frameon=False,
     )
+    return figure
+
+
+def draw(histograms: list[Histogram], path: Path, title: str, log_y: bool = True) -> None:
+    """The PNG of `figure_of(histograms, title, log_y)` at `path`.
+
+    Raises:
+        GgpassError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = figure_of(histograms, title, log_y)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
