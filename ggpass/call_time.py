@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ggpass.errors import InputError
@@ -123,7 +124,9 @@ class CallTimeCache:
         entry = self._entries.get(full_key)
         if entry is not None and entry[1] == versions and all(r() is t for r, t in zip(entry[0], sources)):
             return entry[2]
-        made = recipe.make(args)
+        # A call under inference_mode must not leave tensors behind that autograd refuses at a later one.
+        with torch.inference_mode(False), torch.no_grad():
+            made = recipe.make(args)
         drop = self._dropper(full_key)
         self._entries[full_key] = ([weakref.ref(t, drop) for t in sources], versions, made)
         return made

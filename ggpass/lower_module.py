@@ -84,7 +84,7 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
     for holder, tensor in _holders(model):
         groups.setdefault(id(tensor), []).append(holder)
         tensors[id(tensor)] = tensor
-    matrices = {key: held for key, held in groups.items() if tensors[key].dim() >= 2 or not _is_float(tensors[key])}
+    matrices = {key: held for key, held in groups.items() if tensors[key].dim() >= 2}
     lowering.check_patterns(h.name for held in matrices.values() for h in held)
 
     chosen: list[int] = []
@@ -100,6 +100,7 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
         else:
             chosen.append(key)
 
+    lowering.check_values((groups[key][0].name, tensors[key]) for key in chosen)
     result = model
     if not inplace:
         # The weights to lower are not copied: the copy only holds them until their codes are there.
@@ -111,10 +112,6 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
         del tensor
     _refuse_save_pretrained(result)
     return result, report
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _reason_for_group(model: nn.Module, held: list[Holder], tensor: Tensor, lowering: Lowering) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ggpass.errors import FormatError, WeightError
 from ggpass.formats import RF8, Format, Quantized, Scheme, quantize
+from ggpass.formats.scheme import channel_amax
 from ggpass.ops import DISPATCHED, Operators
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -52,6 +53,11 @@ class Lowering:
     allocate: Allocate | None = None
     free: bool = False
 
+    def __post_init__(self) -> None:
+        if self.scheme.rounding not in self.format.roundings:
+            known = ", ".join(sorted(self.format.roundings))
+            raise FormatError(f"{self.format.name} has no rounding {self.scheme.rounding!r}; choose one of {known}")
+
     def check_patterns(self, names: Iterable[str]) -> None:
         """Raise WeightError where a pattern of `only` or `skip` selects no weight: a typo would go unseen."""
         known = list(names)
@@ -92,18 +98,32 @@ class Lowering:
         scales = rows if self.scheme.granularity == "channel" else 1
         return rows * columns + 4 * scales < bytes_of(weight)
 
+    def check_values(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Raise WeightError where a weight holds NaN or infinity, before the first float weight is given up."""
+        if self.free:
+            for name, weight in weights:
+                amax = channel_amax(as_matrix(weight.detach(), transposed=False))
+                if not torch.isfinite(amax).all():
+                    raise WeightError(self._bad_value(name, "NaN or infinity in it; repair or skip this weight"))
+
+    @staticmethod
+    def _bad_value(name: str, reason: object) -> str:
+        return f"weight {name!r} cannot be lowered: {reason}, for instance skip=[{name!r}]"
+
     def lower(self, name: str, weight: Tensor, transposed: bool) -> Quantized:
         """codes, scale = quantize(weight): (N, K) uint8 and (N,) or (1,) float32; see `formats.quantize`.
 
         Raises:
             WeightError: NaN or infinity in the weight; the message holds its name.
         """
-        matrix = as_matrix(weight.detach(), transposed)
-        out = self.allocate(tuple(matrix.shape), torch.uint8) if self.allocate else None
-        try:
-            quantized = quantize(matrix, self.format, self.scheme, out)
-        except FormatError as error:
-            raise WeightError(f"weight {name!r} cannot be lowered: {error}, for instance skip=[{name!r}]") from error
+        # Codes outlive the call: under inference_mode they would be tensors that autograd refuses later.
+        with torch.inference_mode(False), torch.no_grad():
+            matrix = as_matrix(weight.detach(), transposed)
+            out = self.allocate(tuple(matrix.shape), torch.uint8) if self.allocate else None
+            try:
+                quantized = quantize(matrix, self.format, self.scheme, out)
+            except FormatError as error:
+                raise WeightError(self._bad_value(name, error)) from error
         if self.free:
             weight.data = weight.data.new_empty(0)
         return quantized

@@ -45,6 +45,7 @@ def reference_linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, 
     Returns:
         (…, N) of x's dtype.
     """
+    check_linear(x, codes, scale, codebook)
     y = torch.nn.functional.linear(x.float(), codebook[codes.int()]) * scale
     if bias is not None:
         y = y + bias.float()

@@ -36,13 +36,13 @@ class LowerWeights:
         for weight in weights:
             if weight not in matrices:
                 report.skips += _unlisted(weight)
+        reasons = [reason_to_keep(weight, self.lowering) for weight in matrices]
+        report.skips += [Skip(w.name, reason, bytes_of(w.tensor)) for w, reason in zip(matrices, reasons) if reason]
+        chosen = [weight for weight, reason in zip(matrices, reasons) if not reason]
+        self.lowering.check_values((weight.name, weight.tensor) for weight in chosen)
         # Small weights first: with `free`, their memory is back before the largest needs room for its codes.
-        for weight in sorted(matrices, key=lambda w: w.tensor.numel()):
-            reason = reason_to_keep(weight, self.lowering)
-            if reason:
-                report.skips.append(Skip(weight.name, reason, bytes_of(weight.tensor)))
-            else:
-                report.changes.append(self._lower(program, weight))
+        for weight in sorted(chosen, key=lambda w: w.tensor.numel()):
+            report.changes.append(self._lower(program, weight))
         program.graph.eliminate_dead_code()
         program.prune()
         return report

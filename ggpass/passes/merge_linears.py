@@ -82,9 +82,7 @@ def join(graph: fx.Graph, nodes: list[fx.Node], operands: dict[str, Any], rows: 
         graph.erase_node(node)
 
 
-def concatenate(
-    parts: list[Tensor | None], rows: list[int], allocate: Allocate | None = None
-) -> Tensor | None:
+def concatenate(parts: list[Tensor | None], rows: list[int], allocate: Allocate | None = None) -> Tensor | None:
     """[p₁; p₂; …] along dimension 0; (1,) scales are repeated, missing biases are zeros, all missing is None."""
     present = next((p for p in parts if p is not None), None)
     if present is None:
