@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.bench import bench
+from ggpass.cli.bench import bench_command
 from ggpass.cli.compile import compile_command
 from ggpass.cli.console import stderr
-from ggpass.cli.inspect import inspect
-from ggpass.cli.targets import targets
+from ggpass.cli.inspect import inspect_command
+from ggpass.cli.targets import targets_command
 from ggpass.errors import GgpassError
 
 app = typer.Typer(
@@ -23,10 +23,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("inspect")(inspect)
+app.command("inspect")(inspect_command)
 app.command("compile")(compile_command)
-app.command("bench")(bench)
-app.command("targets")(targets)
+app.command("bench")(bench_command)
+app.command("targets")(targets_command)
 
 
 def _version(wanted: bool) -> None:

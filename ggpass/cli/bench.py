@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ggpass.cli.compile import DTYPE_HELP, Dtype, ModelDir, Only, Skip, TargetName
 from ggpass.cli.console import progress, stderr, stdout
@@ -34,7 +35,7 @@ class Timing:
     cosine_min: float
 
 
-def bench(
+def bench_command(
     model_dir: ModelDir,
     target: TargetName = "rf8-cpu",
     shape: Annotated[
@@ -66,7 +67,7 @@ def bench(
     resolve(target)
     if threads is not None:
         torch.set_num_threads(threads)
-    with stderr().status(f"loading {model_dir}"):
+    with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
     inputs = [token_inputs(model, batch, sequence) for batch, sequence in sizes]
     with stderr().status(f"compiling for {target}"):
@@ -113,7 +114,7 @@ def bench(
     console = stdout()
     console.print(table)
     for note in notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
         f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → "
         f"{size(bytes_of.after)} ({bytes_of.ratio:.1%}); {torch.get_num_threads()} threads, medians of {rounds} rounds",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ggpass.cli.console import stderr, stdout
 
@@ -73,7 +74,7 @@ def compile_command(
 
     resolve(target)  # an unknown target is answered before the model is loaded
     scheme = Scheme(granularity.value, scale.value if scale else None, rounding.value)
-    with stderr().status(f"loading {model_dir}"):
+    with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
     start = time.perf_counter()
     with stderr().status(f"compiling for {target}"):
@@ -83,7 +84,7 @@ def compile_command(
     console.print(ggpass.report(lowered))
     sizes = ggpass.sizes(lowered)
     for note in notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
         f"{type(lowered).__name__}: {size(sizes.before)} → {size(sizes.after)} ({sizes.ratio:.1%}), "
         f"compiled for {target} in {seconds:.1f} s",

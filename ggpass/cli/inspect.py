@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ggpass.inspection import Inspection
 
 
-def inspect(
+def inspect_command(
     file: Annotated[
         Path,
         typer.Argument(
@@ -64,7 +64,7 @@ def inspect(
         whole = file.parent.name if file.stem == "model" else file.stem or file.name
         draw(histograms, plot, f"{whole}: {len(histograms)} largest weights", log_y=not linear)
         if not json:
-            console.print(f"histograms of {len(histograms)} weights: {plot}", highlight=False)
+            console.print(f"histograms of {len(histograms)} weights: {plot}", highlight=False, markup=False)
 
 
 def count(number: int) -> str:

@@ -3,11 +3,12 @@
 from ggpass.cli.console import stdout
 
 
-def targets() -> None:
+def targets_command() -> None:
     """List the targets, and for each that cannot be used here the reason.
 
     A target string is FORMAT-DEVICE, as in `rf8-cpu`.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from ggpass.formats import FORMATS
@@ -20,5 +21,5 @@ def targets() -> None:
     for device in TARGETS.values():
         reason = device.unavailable()
         strings = ", ".join(f"{name}-{device.name}" for name in FORMATS)
-        table.add_row(device.name, strings, f"[red]no: {reason}[/]" if reason else "[green]yes[/]")
+        table.add_row(device.name, strings, f"[red]no: {escape(reason)}[/]" if reason else "[green]yes[/]")
     stdout().print(table)
