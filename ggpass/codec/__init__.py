@@ -6,10 +6,10 @@ from 0.05 bits a symbol up, where every one-symbol prefix code wastes what lies 
 """
 
 from ggpass.codec.decoder import Decoder, decode
-from ggpass.codec.encoder import Method, encode
+from ggpass.codec.encoder import Method, encode, encode_pieces
 from ggpass.codec.histogram import Histogram, histogram
 from ggpass.codec.native import crc32c
-from ggpass.codec.planes import decode_planes, encode_planes
+from ggpass.codec.planes import decode_planes, encode_planes, merge_planes, merge_tasks, split_planes
 from ggpass.codec.threads import run_all
 
 __all__ = [
@@ -20,7 +20,11 @@ __all__ = [
     "decode",
     "decode_planes",
     "encode",
+    "encode_pieces",
     "encode_planes",
     "histogram",
+    "merge_planes",
+    "merge_tasks",
     "run_all",
+    "split_planes",
 ]

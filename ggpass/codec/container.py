@@ -21,6 +21,7 @@ and what random access reads. Every byte lies under a checksum or must be zero, 
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,9 @@ from ggpass.errors import FormatError
 MAGIC = b"GGC1"
 RAW, CONSTANT, RANS, EXP_GOLOMB = range(4)
 METHODS = ("raw", "constant", "rans", "exp-golomb")
+
+#: Part of a container as it is written; a view where copying would cost memory for nothing.
+Piece = bytes | memoryview
 
 _HEADER = struct.Struct("<4sBBBBQIIQ")
 _CHECK = struct.Struct("<I")
@@ -117,19 +121,27 @@ def write(
     parameter: int = 0,
     ranked: bool = False,
     table: bytes = b"",
-    parts: list[tuple[bytes, bytes]] | None = None,
-) -> bytes:
-    """The stored form; `parts` holds the code and the patches of each chunk."""
-    parts = parts or []
-    rows = [(len(code), len(patches), crc32c(np.frombuffer(code + patches, np.uint8))) for code, patches in parts]
+    parts: Sequence[tuple[Piece, bytes]] = (),
+) -> list[Piece]:
+    """The stored form in pieces, the header first; `parts` holds the code and the patches of each chunk."""
+    rows = [
+        (len(code), len(patches), crc32c(np.frombuffer(patches, np.uint8), crc32c(np.frombuffer(code, np.uint8))))
+        for code, patches in parts
+    ]
     index = np.array(rows, dtype="<u4").tobytes()
-    used = HEADER_BYTES + len(table) + len(index) + sum(map(len, sum(parts, ())))
+    used = HEADER_BYTES + len(table) + len(index) + sum(code + patches for code, patches, _ in rows)
     padding = max(0, -(-count // MAX_EXPANSION) - used)
     head = _HEADER.pack(
         MAGIC, method, INTEGER_TYPES.index(dtype), parameter, ranked, count, chunk, len(table), used + padding
     )
     check = _CHECK.pack(crc32c(np.frombuffer(head + table + index, np.uint8)))
-    return b"".join([head, check, table, index, *(piece for part in parts for piece in part), bytes(padding)])
+    return [head + check + table + index, *(piece for part in parts for piece in part if piece), bytes(padding)]
+
+
+def check_of(head: Piece) -> int:
+    """The header's checksum, from the first piece that `write` returns."""
+    (check,) = _CHECK.unpack_from(head, _HEADER.size)
+    return int(check)
 
 
 def read(data: np.ndarray) -> Container:

@@ -100,6 +100,15 @@ class Decoder:
         )
         check(status, "the table of a coded array")
 
+    @property
+    def alphabet(self) -> np.ndarray | None:
+        """Every value that the symbols can take, where the table alone says so; None where one must decode to know."""
+        if self.container.method == CONSTANT or (
+            self.container.method == RANS and not self.container.index[:, 1].any()
+        ):
+            return self._values
+        return None
+
     def __len__(self) -> int:
         """The number of chunks; a constant array is one."""
         return max(1, self.container.chunks) if self.count else 0

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ggpass.codec import container, exp_golomb
-from ggpass.codec.container import CONSTANT, EXP_GOLOMB, MAX_CHUNK, PATCH_COUNT, RANS, RAW, TABLE_COUNT
+from ggpass.codec.container import CONSTANT, EXP_GOLOMB, MAX_CHUNK, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Piece
 from ggpass.codec.histogram import Histogram, histogram
 from ggpass.codec.model import Model, fit
 from ggpass.codec.native import address, check, integer_type, library
@@ -48,7 +48,19 @@ def encode(
     mapping: Literal["signed", "ranked"] = "signed",
     threads: int = 1,
 ) -> bytes:
-    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb); lossless.
+    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless; see encode_pieces."""
+    return b"".join(encode_pieces(symbols, method, order=order, mapping=mapping, threads=threads))
+
+
+def encode_pieces(
+    symbols: np.ndarray,
+    method: Method = "auto",
+    *,
+    order: int | None = None,
+    mapping: Literal["signed", "ranked"] = "signed",
+    threads: int = 1,
+) -> list[Piece]:
+    """What `encode` returns, in pieces to be written one after the other; raw ones are views of `symbols`.
 
     Args:
         symbols: any shape, any integer dtype; the shape is the caller's to keep.
@@ -80,7 +92,7 @@ def encode(
         return _encode_raw(flat)
     coded = _encode_rans(flat, counted, model, threads)
     raw = container.HEADER_BYTES + flat.nbytes
-    return _encode_raw(flat) if method == "auto" and len(coded) > raw else coded
+    return _encode_raw(flat) if method == "auto" and sum(map(len, coded)) > raw else coded
 
 
 def _codable(flat: np.ndarray) -> bool:
@@ -90,16 +102,18 @@ def _codable(flat: np.ndarray) -> bool:
     return int(flat.max()) <= limit and int(flat.min()) >= -limit
 
 
-def _encode_raw(flat: np.ndarray) -> bytes:
-    parts = [(block.tobytes(), b"") for block in _blocks(flat, PLAIN_CHUNK)]
+def _encode_raw(flat: np.ndarray) -> list[Piece]:
+    parts = [(block.view(np.uint8).data, b"") for block in _blocks(flat, PLAIN_CHUNK)]
     return container.write(RAW, flat.dtype, flat.size, PLAIN_CHUNK, parts=parts)
 
 
-def _encode_constant(flat: np.ndarray) -> bytes:
+def _encode_constant(flat: np.ndarray) -> list[Piece]:
     return container.write(CONSTANT, flat.dtype, flat.size, MAX_CHUNK, table=flat[:1].tobytes())
 
 
-def _encode_exp_golomb(flat: np.ndarray, counted: Histogram, order: int | None, mapping: str, threads: int) -> bytes:
+def _encode_exp_golomb(
+    flat: np.ndarray, counted: Histogram, order: int | None, mapping: str, threads: int
+) -> list[Piece]:
     if mapping not in ("signed", "ranked"):
         raise FormatError(f"exp-Golomb maps symbols 'signed' or 'ranked', not {mapping!r}")
     ranked = mapping == "ranked"
@@ -184,7 +198,7 @@ def _patches(block: np.ndarray, positions: np.ndarray) -> bytes:
     return PATCH_COUNT.pack(len(positions)) + exp_golomb.pack_numbers(gaps) + exp_golomb.pack_numbers(values)
 
 
-def _encode_rans(flat: np.ndarray, counted: Histogram, model: Model, threads: int) -> bytes:
+def _encode_rans(flat: np.ndarray, counted: Histogram, model: Model, threads: int) -> list[Piece]:
     index = _Indexer(model, flat.dtype)
     native = library()
 

@@ -5,6 +5,9 @@ mantissa: weights then cost the entropy of their exponents, about 2.7 bits, plus
 arXiv 2411.05239).
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from ggpass.codec.decoder import Decoder
@@ -17,11 +20,31 @@ from ggpass.errors import FormatError
 BLOCK = 1 << 19
 
 
-def split(data: np.ndarray, width: int, rotate: bool) -> np.ndarray:
+def split_planes(data: np.ndarray, width: int, rotate: bool) -> np.ndarray:
     """planes[b, i] = byte b, most significant first, of element i; (width, n) uint8 from (n·width,) uint8."""
     planes = np.empty((width, data.size // width), np.uint8)
     check(library().ggp_planes_split(address(data), planes.shape[1], width, rotate, address(planes)), "an array")
     return planes
+
+
+def merge_tasks(planes: np.ndarray, rotate: bool, out: np.ndarray) -> list[Callable[[], None]]:
+    """What inverts `split_planes` into `out`, (n·width,) uint8, a block of elements at a time, in any order."""
+    width, count = planes.shape
+    flat = planes.reshape(-1)
+
+    def merge(start: int) -> None:
+        n, first, into = min(BLOCK, count - start), flat[start:], out[start * width :]
+        status = library().ggp_planes_merge(address(first), count, n, width, rotate, address(into))
+        check(status, "a byte plane")
+
+    return [functools.partial(merge, start) for start in range(0, count, BLOCK)]
+
+
+def merge_planes(planes: np.ndarray, rotate: bool, *, threads: int = 1) -> np.ndarray:
+    """The bytes that `split_planes` was given, (n·width,) uint8 from (width, n) uint8."""
+    out = np.empty(planes.size, np.uint8)
+    run_all(merge_tasks(planes, rotate, out), threads)
+    return out
 
 
 def encode_planes(data: np.ndarray, width: int, rotate: bool, *, threads: int = 1) -> bytes:
@@ -31,8 +54,9 @@ def encode_planes(data: np.ndarray, width: int, rotate: bool, *, threads: int = 
         data: (n·width,) uint8, contiguous: the elements' own bytes.
         width: bytes of an element: 1, 2, 4 or 8.
         rotate: True for floats.
+        threads: how many chunks to encode at a time.
     """
-    return b"".join(encode(plane, threads=threads) for plane in split(data, width, rotate))
+    return b"".join(encode(plane, threads=threads) for plane in split_planes(data, width, rotate))
 
 
 def decode_planes(data: np.ndarray, count: int, width: int, rotate: bool, *, threads: int = 1) -> np.ndarray:
@@ -52,13 +76,4 @@ def decode_planes(data: np.ndarray, count: int, width: int, rotate: bool, *, thr
         raise FormatError(f"{data.size} bytes follow the last byte plane; fetch the file again")
     planes = np.empty((width, count), np.uint8)
     run_all([task for decoder, plane in zip(decoders, planes) for task in decoder.tasks(plane)], threads)
-    out = np.empty(count * width, np.uint8)
-
-    def merge(start: int) -> None:
-        n = min(BLOCK, count - start)
-        first = planes.reshape(-1)[start:]
-        status = library().ggp_planes_merge(address(first), count, n, width, rotate, address(out[start * width :]))
-        check(status, "a byte plane")
-
-    run_all([lambda start=start: merge(start) for start in range(0, count, BLOCK)], threads)  # type: ignore[misc]
-    return out
+    return merge_planes(planes, rotate, threads=threads)
