@@ -55,5 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="ggpass")
     except (GgpassError, OSError) as error:
-        stderr().print(f"[bold red]error:[/] [red]{escape(str(error))}[/]", soft_wrap=True, highlight=False)
+        console = stderr()
+        # Wrapped at words in a terminal; one line for whatever reads a pipe.
+        wrap = not console.is_terminal
+        console.print(f"[bold red]error:[/] [red]{escape(str(error))}[/]", soft_wrap=wrap, highlight=False)
         sys.exit(1)

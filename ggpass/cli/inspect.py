@@ -50,8 +50,8 @@ def inspect_command(
         raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")
     checkpoint = Checkpoint(file)
     with progress() as bar:
-        task = bar.add_task("inspecting", total=len(checkpoint.tensors))
-        result = inspect_checkpoint(file, progress=lambda info: bar.advance(task), checkpoint=checkpoint)
+        task = bar.add_task("inspecting", total=sum(info.nbytes for info in checkpoint.tensors))
+        result = inspect_checkpoint(file, progress=lambda info: bar.advance(task, info.nbytes), checkpoint=checkpoint)
     console = stdout()
     if json:
         from json import dumps
