@@ -278,11 +278,7 @@ def bad(text: str, error: type[Exception], call: Callable[[nn.Module, torch.Tens
         bad("takes a torch.nn.Module", InputError, lambda m, x: ggpass.compile(x, target="rf8-cpu")),
         bad("need a graph", InputError, lambda m, x: ggpass.compile(m, target="rf8-cpu", dynamic_shapes={})),
         bad("matches no weight", WeightError, lambda m, x: ggpass.compile(m, target="rf8-cpu", skip="lm_head")),
-        bad(
-            "no rounding 'up'",
-            WeightError,
-            lambda m, x: ggpass.compile(m, target="rf8-cpu", scheme=Scheme(rounding="up")),
-        ),  # noqa: E501
+        bad("no rounding 'up'", FormatError, lambda m, x: ggpass.compile(m, target="rf8-cpu", scheme=UNKNOWN)),
         bad("granularity is", FormatError, lambda m, x: Scheme("row")),  # type: ignore[arg-type]
         bad("scale is", FormatError, lambda m, x: Scheme(scale="big")),  # type: ignore[arg-type]
         bad("carries no report", InputError, lambda m, x: ggpass.report(m)),

@@ -96,7 +96,7 @@ def test_bad_operands_are_named() -> None:
     x = torch.randn(2, 40)
     with pytest.raises(RuntimeError, match=r"takes \(…, 40\), not \(2, 39\)"):
         torch.ops.ggpass.linear(x[:, :39], codes, scale, codebook, None)
-    with pytest.raises(RuntimeError, match="floating input, not torch.int64"):
+    with pytest.raises(RuntimeError, match="floating input"):
         torch.ops.ggpass.linear(x.long(), codes, scale, codebook, None)
     with pytest.raises(RuntimeError, match="256 values"):
         torch.ops.ggpass.linear(x, codes, scale, codebook[:100], None)

@@ -115,9 +115,11 @@ class Format:
             raise FormatError(f"{self.name} cannot encode NaN or infinity; repair the values first")
         table = self.roundings[rounding]
         device = values.device
-        interval = torch.bucketize(values.abs().contiguous(), table.thresholds.to(device), out_int32=True)
-        interval += (values < 0) * len(table.positive)
-        return torch.cat([table.positive, table.negative]).to(device)[interval]
+        # int32 throughout: indices widened to int64 would be the largest temporaries of a block.
+        interval = torch.bucketize(values.abs(), table.thresholds.to(device), out_int32=True)
+        interval.add_((values < 0).int(), alpha=len(table.positive))
+        codes = torch.cat([table.positive, table.negative]).to(device)
+        return codes.index_select(0, interval.flatten()).view(values.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """values[i] = codebook[codes[i]]; uint8 of any shape in, float32 of the same shape out."""

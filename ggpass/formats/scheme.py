@@ -9,8 +9,8 @@ from torch import Tensor
 from ggpass.errors import FormatError
 from ggpass.formats.base import Format
 
-#: Elements encoded at a time: the float32 temporaries of one block (value, magnitude, interval) stay near 6 MB.
-BLOCK_ELEMENTS = 1 << 18
+#: Elements encoded at a time: the temporaries of one block stay near 1 MB.
+BLOCK_ELEMENTS = 1 << 16
 
 #: Scales stay normal float32 numbers, so that a kernel that flushes subnormals computes the same product.
 MIN_SCALE_EXPONENT = -126
