@@ -498,6 +498,17 @@ def test_any_floating_dtype_gives_the_codes_of_its_float32_values(fmt: Format, d
 
 
 @every_format
+def test_real_scales_of_the_smallest_weights_stay_normal(fmt: Format) -> None:
+    # A kernel that flushes subnormal numbers would otherwise multiply by zero.
+    amax = torch.tensor([2.0**-149, 2.0**-127, 2.0**-126])
+    scale = scheme.scale_of(amax, fmt, Scheme(scale="real"))
+    assert (scale >= torch.finfo(torch.float32).tiny).all()
+    got = quantize(amax[:, None], fmt, Scheme(scale="real"))
+    assert (fmt.decode(got.codes).abs() <= fmt.amax).all()
+
+
+@every_format
+@pytest.mark.filterwarnings("error::UserWarning")  # torch warns where it must copy for a strided input
 def test_strides_do_not_matter_and_the_weight_is_not_touched(fmt: Format) -> None:
     base = torch.randn(30, 44)
     for view in (base.T, base[::2, 1::3], base[3:4].expand(5, 44), base.T[::5]):

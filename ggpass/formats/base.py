@@ -116,7 +116,7 @@ class Format:
         table = self.roundings[rounding]
         device = values.device
         # int32 throughout: indices widened to int64 would be the largest temporaries of a block.
-        interval = torch.bucketize(values.abs(), table.thresholds.to(device), out_int32=True)
+        interval = torch.bucketize(values.abs().contiguous(), table.thresholds.to(device), out_int32=True)
         interval.add_((values < 0).int(), alpha=len(table.positive))
         codes = torch.cat([table.positive, table.negative]).to(device)
         return codes.index_select(0, interval.flatten()).view(values.shape)
