@@ -41,7 +41,7 @@ def version_of(distribution: str) -> str | None:
 def key(isa: Isa) -> str:
     """Sixteen hex digits that change whenever the generated code could."""
     digest = hashlib.sha256(repr(isa).encode())
-    for source in sorted((_SOURCES / "generate").glob("*.py")):
+    for source in (*sorted((_SOURCES / "generate").glob("*.py")), _SOURCES / "regimes.py"):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     for distribution in ("ggpass", "apache-tvm-ffi"):
         digest.update(f"{distribution}={version_of(distribution)}".encode())

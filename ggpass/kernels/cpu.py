@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ggpass.kernels.codebooks import Codebooks
 from ggpass.kernels.isa import Isa
-from ggpass.kernels.regimes import BY_KIND
+from ggpass.kernels.regimes import BY_KIND, PANEL_VECTORS
 
 #: Kernels read codes by cache lines; shorter rows are padded with code 0 and activations of 0.
 LINE = 64
@@ -30,9 +30,9 @@ class CpuKernels:
         self.isa = isa
         self._codebooks = Codebooks()
         self._function = {
-            f"{kind}_{name}": function(f"{kind}_{name}")
-            for name in BY_KIND
-            for kind in ("rows1", "rows2", "rows4", "tile1", "tile2", "dequantize", "embedding")
+            f"{kernel}_{kind}": function(f"{kernel}_{kind}")
+            for kind, regimes in BY_KIND.items()
+            for kernel in regimes.kernels()
         }
         self._no_bias = torch.zeros(1)
 
@@ -142,7 +142,7 @@ class CpuKernels:
 
     def _workspace(self, regime: str, m: int, k: int) -> Tensor:
         """Room for the packed x: whole batches or panels of rows, whole lines of codes."""
-        width = int(regime[4:]) * (self.isa.lanes if regime.startswith("tile") else 1)
+        width = PANEL_VECTORS * self.isa.lanes if regime == "tile" else int(regime.removeprefix("rows"))
         return torch.empty(-(-m // width) * width * (-(-k // LINE) * LINE))
 
     def _run(self, name: str, *arguments: Tensor) -> None:

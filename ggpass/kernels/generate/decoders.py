@@ -11,7 +11,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from ggpass.kernels.generate.vectors import opaque, shuffle, splat
-from ggpass.kernels.isa import AVX2, AVX512, NEON, Isa
+from ggpass.kernels.isa import AVX2, AVX2_ZEN, AVX512, NEON, Isa
 
 #: T[r] of the RF8 layout: what residual r adds to the bf16 pattern of 2^e.
 _RESIDUAL = np.array([-0x40, -0x20, -0x10, 0, 0x08, 0x10, 0x20, 0x40])
@@ -19,7 +19,12 @@ _BIAS = 112  # bf16 exponent of 2^(e - 15), less e
 
 
 #: The instruction that looks up 16 bytes at a time, within each 128-bit block.
-_LOOKUP = {AVX2: "llvm.x86.avx2.pshuf.b", AVX512: "llvm.x86.avx512.pshuf.b.512", NEON: "llvm.aarch64.neon.tbl1"}
+_LOOKUP = {
+    AVX2.name: "llvm.x86.avx2.pshuf.b",
+    AVX2_ZEN.name: "llvm.x86.avx2.pshuf.b",
+    AVX512.name: "llvm.x86.avx512.pshuf.b.512",
+    NEON.name: "llvm.aarch64.neon.tbl1",
+}
 
 
 class Decoder:
@@ -81,48 +86,47 @@ class Rf8Shuffle(Decoder):
         return low.astype(np.uint8), borrow.astype(np.uint8), high.astype(np.uint8)
 
     def _bytes(self, values):
-        """A constant byte vector that repeats the 16 `values`, kept in a register."""
+        """A constant byte vector that repeats the 16 `values`."""
         n = self.isa.code_bytes
         scalars = [T.int8(int(v)) for v in np.asarray(values, np.uint8).view(np.int8)]
-        vector = shuffle(scalars * (n // 16), range(n))
-        return T.bind(opaque(vector, f"int8x{n}", self.isa.lanes))
+        return shuffle(scalars * (n // 16), range(n))
 
     def _lookup(self, table, index):
         dtype = f"int8x{self.isa.code_bytes}"
-        return T.call_llvm_pure_intrin(dtype, _LOOKUP[self.isa], table, index)
+        return T.call_llvm_pure_intrin(dtype, _LOOKUP[self.isa.name], table, index)
 
     def setup(self, codebook):
         n, lanes = self.isa.code_bytes, self.isa.lanes
-        low, borrow, high = (self._bytes(t) for t in self.tables())
-        nibble = self._bytes([15] * 16)
+        tables = [T.bind(opaque(self._bytes(t), f"int8x{n}", lanes)) for t in self.tables()]
         odd = T.bind(opaque(splat(0xFFFF0000, "uint32", lanes), f"uint32x{lanes}", lanes))
-        # Zen's shuffles and shifts share two of the four vector ports: a multiplication does this shift elsewhere.
-        sixteenth = T.bind(opaque(splat(0x1000, "int16", n // 2), f"int16x{n // 2}", lanes))
-        return low, borrow, high, nibble, odd, sixteenth
+        even = T.bind(opaque(splat(1 << 16, "uint32", lanes), f"uint32x{lanes}", lanes))
+        return *tables, odd, even
 
-    def _high_nibbles(self, codes, nibble, sixteenth):
+    def _high_nibbles(self, codes):
         n = self.isa.code_bytes
-        if self.isa is AVX2:
+        if self.isa.shift_by_multiply:
             words = T.reinterpret(f"int16x{n // 2}", codes)
+            sixteenth = splat(1 << 12, "int16", n // 2)
             shifted = T.call_llvm_pure_intrin(f"int16x{n // 2}", "llvm.x86.avx2.pmulhu.w", words, sixteenth)
         else:
             shifted = T.reinterpret(f"uint16x{n // 2}", codes) >> splat(4, "uint16", n // 2)
-        return T.bind(T.reinterpret(f"int8x{n}", shifted) & nibble)
+        return T.bind(T.reinterpret(f"int8x{n}", shifted) & self._bytes([15] * 16))
 
     def decode(self, codes, constants) -> list:
-        low, borrow, high, nibble, odd, sixteenth = constants
+        low, borrow, high, odd, even = constants
         n, lanes = self.isa.code_bytes, self.isa.lanes
         codes = T.bind(T.reinterpret(f"int8x{n}", codes))
-        lo = T.bind(codes & nibble)
-        hi = self._high_nibbles(codes, nibble, sixteenth)
+        lo = T.bind(codes & self._bytes([15] * 16))
         low_byte = T.bind(self._lookup(low, lo))
-        high_byte = T.bind(self._lookup(high, hi) - self._lookup(borrow, lo))
+        high_byte = self._lookup(high, self._high_nibbles(codes)) - self._lookup(borrow, lo)
+        high_byte = T.bind(opaque(high_byte, f"int8x{n}", lanes))
         out = []
         for half in range(2):
             index = [16 * b + 8 * half + j + n * byte for b in range(n // 16) for j in range(8) for byte in range(2)]
-            words = T.bind(T.reinterpret(f"uint32x{lanes}", shuffle([low_byte, high_byte], index)))
-            out.append(T.reinterpret(f"float32x{lanes}", words << splat(16, "uint32", lanes)))
-            out.append(T.reinterpret(f"float32x{lanes}", words & odd))
+            pairs = T.bind(T.reinterpret(f"uint32x{lanes}", shuffle([low_byte, high_byte], index)))
+            shifted = pairs * even if self.isa.shift_by_multiply else pairs << splat(16, "uint32", lanes)
+            out.append(T.reinterpret(f"float32x{lanes}", shifted))
+            out.append(T.reinterpret(f"float32x{lanes}", pairs & odd))
         return out
 
 

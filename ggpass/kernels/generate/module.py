@@ -11,27 +11,29 @@ from pathlib import Path
 
 import tvm
 
-from ggpass.kernels.generate.blocking import ROWS, TILES
+from ggpass.kernels.generate.blocking import ROWS, TILE
 from ggpass.kernels.generate.decoders import decoders
 from ggpass.kernels.generate.dequantize import dequantize_kernel, embedding_kernel
 from ggpass.kernels.generate.rows import rows_kernel
 from ggpass.kernels.generate.tile import tile_kernel
 from ggpass.kernels.isa import Isa
+from ggpass.kernels.regimes import BY_KIND
 from ggpass.kernels.unavailable import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
 
 
 def module(isa: Isa) -> tvm.IRModule:
-    """Every kernel, named `<kind>_<format>`, rows and tile kernels with the number of x rows between."""
+    """Every kernel, named `<regime>_<decoder>`: those that the regimes choose from."""
     functions = {}
     for decoder in decoders(isa):
         functions[f"dequantize_{decoder.name}"] = dequantize_kernel(isa, decoder)
         functions[f"embedding_{decoder.name}"] = embedding_kernel(isa, decoder)
-        for shape in ROWS:
-            functions[f"rows{shape.batch}_{decoder.name}"] = rows_kernel(isa, decoder, shape)
-        for shape in TILES:
-            functions[f"tile{shape.vectors}_{decoder.name}"] = tile_kernel(isa, decoder, shape)
+        regimes = BY_KIND[decoder.name]
+        for batch in regimes.rows:
+            functions[f"rows{batch}_{decoder.name}"] = rows_kernel(isa, decoder, ROWS[batch])
+        if regimes.tile:
+            functions[f"tile_{decoder.name}"] = tile_kernel(isa, decoder, TILE)
     return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
 
 

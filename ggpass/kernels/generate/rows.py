@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from ggpass.kernels.generate.decoders import Decoder
-from ggpass.kernels.generate.vectors import Registers, horizontal_sum, prefetch, shuffle
+from ggpass.kernels.generate.vectors import Registers, horizontal_sum, prefetch, shuffle, zeros
 from ggpass.kernels.isa import Isa
 
 #: Codes of one cache line; every loop over k goes line by line, and K is at least this.
@@ -19,15 +19,17 @@ LINE = 64
 class RowsShape:
     """How one `rows` kernel is blocked.
 
-    `batch` rows of x share each decoded weight; `streams` rows of codes, N / streams apart, are read at a time
-    (far-apart streams keep more DRAM banks and prefetchers busy than adjacent ones); `chains` independent sums
-    for each output hide the latency of the fused multiply-add; `ahead` is the prefetch distance in bytes.
+    `batch` rows of x share each decoded weight, each with `chains` independent sums, which hide the latency of the
+    fused multiply-add. Where the packed rows of x would overflow L1, a task takes `rows` rows of codes and goes
+    through them once for every `depth` codes (a multiple of 64), its sums waiting in memory; depth 0 goes through
+    a row at once. `ahead` is the prefetch distance: bytes along the row for depth 0, else rows.
     """
 
     batch: int
-    streams: int
     chains: int
     ahead: int
+    rows: int = 1
+    depth: int = 0
 
 
 def _pack(x, packed, decoder: Decoder, rows, batch: int, k_total):
@@ -63,51 +65,88 @@ def rows_kernel(isa: Isa, decoder: Decoder, shape: RowsShape):
 
     `packed` is a workspace of ceil(M / batch) · batch · ceil(K / 64) · 64 floats.
     """
-    batch, streams, chains, lanes = shape.batch, shape.streams, shape.chains, isa.lanes
-    steps = LINE // isa.code_bytes
+    batch, chains, lanes, group, depth = shape.batch, shape.chains, isa.lanes, shape.rows, shape.depth
+    step = isa.code_bytes
 
-    def line(sums, constants, codes, packed, rows, k, position):
-        for row in rows:
-            prefetch(T.address_of(codes[row, k + shape.ahead]))
-        for u in range(steps):
-            for s, row in enumerate(rows):
-                weights = decoder.decode(codes[row, T.ramp(k + u * isa.code_bytes, 1, isa.code_bytes)], constants)
-                for v, weight in enumerate(weights):
-                    weight = T.bind(weight) if batch > 1 else weight
-                    for m in range(batch):
-                        where = position + ((u * 4 + v) * batch + m) * lanes
-                        sums.fma((s * batch + m) * chains + v % chains, weight, packed[T.ramp(where, 1, lanes)])
+    def multiply_line(sums, constants, codes, packed, row, k, position):
+        """sums += the products of one line of codes with every row of the batch."""
+        for u in range(LINE // step):
+            for v, weight in enumerate(decoder.decode(codes[row, T.ramp(k + u * step, 1, step)], constants)):
+                weight = T.bind(weight) if batch > 1 else weight
+                for m in range(batch):
+                    where = position + ((u * 4 + v) * batch + m) * lanes
+                    sums.fma(m * chains + (u * 4 + v) % chains, weight, packed[T.ramp(where, 1, lanes)])
 
-    def store(sums, y, scale, bias, row, s: int, first, count):
+    def store(sums, y, scale, bias, row, first, m_total):
         for m in range(batch):
-            base = (s * batch + m) * chains
-            total = sums.get(base)
+            total = sums.get(m * chains)
             for c in range(1, chains):
-                total = T.bind(total + sums.get(base + c))
+                total = T.bind(total + sums.get(m * chains + c))
             value = horizontal_sum(total, lanes)
-            with T.If(T.And(row[1], first + m < count)), T.Then():
-                T.buffer_store(y, value * scale[row[0]] + bias[row[0]], [first + m, row[0]])
+            with T.If(first + m < m_total), T.Then():
+                T.buffer_store(y, value * scale[row] + bias[row], [first + m, row])
+
+    def multiply_row(sums, constants, codes, packed, row, base, first_line, last_line, k_total, ahead):
+        """All lines from first_line to last_line; the last line of a row that is not whole ends with the row."""
+        with T.serial(T.min(last_line, k_total // LINE) - first_line) as g:
+            k = T.bind((first_line + g) * LINE)
+            prefetch(ahead(k))
+            multiply_line(sums, constants, codes, packed, row, k, base + k * batch)
+        with T.If(last_line * LINE > k_total), T.Then():
+            last = base + (last_line - 1) * (LINE * batch)
+            multiply_line(sums, constants, codes, packed, row, k_total - LINE, last)
+
+    def at_once(packed, codes, scale, bias, codebook, y, m_total, n_total, k_total, tiles, lines):
+        with T.parallel(n_total) as row:
+            constants = decoder.setup(codebook)
+            with T.serial(tiles) as tile:
+                sums = Registers(isa, batch * chains)
+                sums.clear()
+                base = T.bind(tile * lines * (LINE * batch))
+
+                def ahead(k):
+                    return T.address_of(codes[row, k + shape.ahead])
+
+                multiply_row(sums, constants, codes, packed, row, base, T.int64(0), lines, k_total, ahead)
+                store(sums, y, scale, bias, row, tile * batch, m_total)
+
+    def in_blocks(packed, codes, scale, bias, codebook, y, m_total, n_total, k_total, tiles, lines):
+        block, width = depth // LINE, batch * chains
+        with T.parallel((n_total + (group - 1)) // group) as task:
+            constants = decoder.setup(codebook)
+            waiting = T.alloc_buffer((group * width * lanes,), "float32")
+            first_row = T.bind(task * group)
+            count = T.bind(T.min(n_total - first_row, group))
+            with T.serial(tiles) as tile:
+                base = T.bind(tile * lines * (LINE * batch))
+                with T.serial(count * width) as i:
+                    T.buffer_store(waiting, zeros(lanes), [T.ramp(i * lanes, 1, lanes)])
+                with T.serial((lines + (block - 1)) // block) as b, T.serial(count) as r:
+                    row = T.bind(first_row + r)
+                    later = T.bind(T.min(row + shape.ahead, n_total - 1))
+
+                    def ahead(k):
+                        return T.address_of(codes[later, k])
+
+                    sums = Registers(isa, width)
+                    for i in range(width):
+                        sums.set(i, waiting[T.ramp((r * width + i) * lanes, 1, lanes)])
+                    end = T.bind(T.min((b + 1) * block, lines))
+                    multiply_row(sums, constants, codes, packed, row, base, b * block, end, k_total, ahead)
+                    for i in range(width):
+                        T.buffer_store(waiting, sums.get(i), [T.ramp((r * width + i) * lanes, 1, lanes)])
+                with T.serial(count) as r:
+                    sums = Registers(isa, width)
+                    for i in range(width):
+                        sums.set(i, waiting[T.ramp((r * width + i) * lanes, 1, lanes)])
+                    store(sums, y, scale, bias, first_row + r, tile * batch, m_total)
 
     def body(x, packed, codes, scale, bias, codebook, y, m_total, n_total, k_total):
         _pack(x, packed, decoder, m_total, batch, k_total)
-        apart = T.bind((n_total + (streams - 1)) // streams)
+        tiles = T.bind((m_total + (batch - 1)) // batch)
         lines = T.bind((k_total + (LINE - 1)) // LINE)
-        with T.parallel(apart) as i:
-            constants = decoder.setup(codebook)
-            # A row past the end is read as the last row and not stored.
-            rows = [T.bind(T.min(i + s * apart, n_total - 1)) for s in range(streams)]
-            kept = [(row, i + s * apart < n_total) for s, row in enumerate(rows)]
-            with T.serial((m_total + (batch - 1)) // batch) as tile:
-                sums = Registers(isa, streams * batch * chains)
-                sums.clear()
-                base = T.bind(tile * lines * (LINE * batch))
-                with T.serial(k_total // LINE) as g:
-                    line(sums, constants, codes, packed, rows, g * LINE, base + g * (LINE * batch))
-                with T.If(k_total % LINE != 0), T.Then():
-                    last = base + (k_total // LINE) * (LINE * batch)
-                    line(sums, constants, codes, packed, rows, k_total - LINE, last)
-                for s, row in enumerate(kept):
-                    store(sums, y, scale, bias, row, s, tile * batch, m_total)
+        loops = in_blocks if depth else at_once
+        loops(packed, codes, scale, bias, codebook, y, m_total, n_total, k_total, tiles, lines)
 
     @T.prim_func(s_tir=True)
     def rows(
