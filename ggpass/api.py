@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,17 +32,6 @@ def lowering_for(
     return device, lowering, notes
 
 
-@overload
-def compile(model: nn.Module, args: None = None, kwargs: None = None, *, target: str, **options: Any) -> nn.Module: ...
-@overload
-def compile(
-    model: nn.Module,
-    args: tuple[Any, ...] | Tensor | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    target: str,
-    **options: Any,
-) -> Artifact: ...
 def compile(
     model: nn.Module,
     args: tuple[Any, ...] | Tensor | None = None,
@@ -55,7 +44,7 @@ def compile(
     only: str | Iterable[str] = (),
     skip: str | Iterable[str] = (),
     inplace: bool = False,
-) -> Artifact | nn.Module:
+) -> Any:
     """Lower a model's weights to 8 bits for a target.
 
     With example inputs the model is traced, all passes run on the graph, and an Artifact comes back. Without them a

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._guards import TracingContext, detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ggpass.api import lowering_for
 from ggpass.call_time import CACHE, BiasOf, CodedPart, CodesOf, FloatPart, Recipe
@@ -82,7 +82,7 @@ def fake_of(value: Any, mode: FakeTensorMode) -> Any:
         return value
     tracing = TracingContext.try_get()
     context = tracing.tensor_to_context.get(value) if tracing is not None else None
-    source = context.tensor_source if isinstance(context, StatelessSymbolicContext) else None
+    source = getattr(context, "tensor_source", None)
     return mode.from_tensor(value, symbolic_context=context, source=source, trace=context is None)
 
 

@@ -4,7 +4,6 @@ A lowered module is of the class it replaces (`isinstance` holds), keeps its hoo
 decodes on access. The codes live in a child, `lowered`, which tied modules share as they shared the Parameter.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -141,9 +140,15 @@ def lowering_of(module: nn.Module) -> tuple[type[Lowered], bool] | str:
     return f"held by {cls.__name__}, which has no lowering"
 
 
-@functools.cache
+_classes: dict[tuple[type, type], type[nn.Module]] = {}
+
+
 def _lowered_class(mixin: type[Lowered], base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Lowered{base.__name__}", (mixin, base), {"__module__": __name__, "__doc__": mixin.__doc__})
+    """One class for each pair, so that equal modules stay of equal class."""
+    if (mixin, base) not in _classes:
+        members = {"__module__": __name__, "__doc__": mixin.__doc__}
+        _classes[mixin, base] = type(f"Lowered{base.__name__}", (mixin, base), members)
+    return _classes[mixin, base]
 
 
 def lowered_module(module: nn.Module, mixin: type[Lowered], weight: LoweredWeight) -> nn.Module:

@@ -167,7 +167,7 @@ class Program:
     @property
     def in_spec(self) -> pytree.TreeSpec:
         """The structure of (args, kwargs)."""
-        return self.graph_module._in_spec  # type: ignore[return-value]
+        return self.graph_module._in_spec
 
     def inputs(self) -> list[fx.Node]:
         """The placeholders, one for each leaf of (args, kwargs)."""

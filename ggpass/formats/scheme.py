@@ -108,8 +108,8 @@ def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Ten
         )
     amax = channel_amax(weight)
     if not torch.isfinite(amax).all():
-        bad = (~torch.isfinite(amax)).nonzero()[0].item()
-        raise FormatError(f"NaN or infinity in channel {bad} of {len(amax)}; repair or skip this weight")
+        channel = (~torch.isfinite(amax)).nonzero().flatten().tolist()[0]
+        raise FormatError(f"NaN or infinity in channel {channel} of {len(amax)}; repair or skip this weight")
     if scheme.granularity == "tensor":
         amax = amax.amax(dim=0, keepdim=True) if amax.numel() else amax.new_zeros(1)
     scale = scale_of(amax, fmt, scheme)

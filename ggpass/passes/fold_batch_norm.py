@@ -73,7 +73,8 @@ def _fold(program: Program, norm: fx.Node) -> Change:
         return torch.full((), default, dtype=torch.float64)
 
     gamma, beta, mean, variance = (value(n, d) for n, d in zip(norm.args[1:5], (1.0, 0.0, 0.0, 1.0)))
-    gain = gamma / torch.sqrt(variance + norm.args[7])  # type: ignore[operator]
+    epsilon: float = norm.args[7]  # type: ignore[assignment]
+    gain = gamma / torch.sqrt(variance + epsilon)
     weight_node: fx.Node = producer.args[1]  # type: ignore[assignment]
     bias_node = producer.args[2] if len(producer.args) > 2 else None
     name = str(weight_node.target)

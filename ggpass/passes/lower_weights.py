@@ -61,8 +61,8 @@ class LowerWeights:
             program.set_weight(name, tensor, buffer=True)
         for use in weight.uses:
             with program.graph.inserting_before(use.node):
-                operands = tuple(program.get_attr(name) for name in tensors)
-                replace_use(program.graph, use, operands, lowering, shape, dtype)
+                codes, scale, values = (program.get_attr(name) for name in tensors)
+                replace_use(program.graph, use, (codes, scale, values), lowering, shape, dtype)
         return Change(
             weight.name if len(weight.names) == 1 else " = ".join(weight.names),
             f"{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} → {lowering.format.name}",

@@ -15,7 +15,10 @@ from ggpass.program import Program
 class Target(Protocol):
     """A device or runtime. A new one is a file in `targets/` with such a value, and a line in TARGETS."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The second half of a target string."""
+        ...
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here and what to do about it; None where it can."""
