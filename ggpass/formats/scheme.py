@@ -114,7 +114,7 @@ def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Ten
         amax = amax.amax(dim=0, keepdim=True) if amax.numel() else amax.new_zeros(1)
     scale = scale_of(amax, fmt, scheme)
     if not torch.isfinite(scale).all():
-        bad = (~torch.isfinite(scale)).nonzero()[0].item()
+        bad = int((~torch.isfinite(scale)).nonzero()[0])
         raise FormatError(
             f"channel {bad} of {len(amax)} reaches {amax[bad].item():.3g}: no power-of-two scale that float32 holds "
             "covers it; use scale='real', or skip this weight"
