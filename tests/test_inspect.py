@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,23 @@ def test_convolutions_are_taken_by_output_channel(tmp_path: Path) -> None:
     fit = inspect_checkpoint(save(tmp_path / "m.safetensors", w=weight)).weights[0]
     assert fit.formats["int8"].noise == pytest.approx(fit_format(weight.flatten(1), FORMATS["int8"]).noise)
     assert fit.sqnr("int8") > 38
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "m.safetensors", **{f"w{i}": torch.randn(8, 8) for i in range(5)})
+    alive: list[weakref.ref[Tensor]] = []
+    most = [0]
+    read = Checkpoint.read
+
+    def counted(self: Checkpoint, name: str) -> Tensor:
+        tensor = read(self, name)
+        alive.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(reference() is not None for reference in alive))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    assert len(inspect_checkpoint(path).weights) == len(alive) == 5
+    assert most[0] == 1
 
 
 def test_odd_tensors_are_listed_with_their_reasons(tmp_path: Path) -> None:
