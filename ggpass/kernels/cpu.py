@@ -53,6 +53,8 @@ class CpuKernels:
         _check_codes(codes, scale, codebook)
         if codes.shape[1] != k:
             raise ValueError(f"x has {k} columns and the codes {codes.shape[1]}; they are the same K")
+        if bias is not None and bias.shape != (n,):
+            raise ValueError(f"bias has the shape {tuple(bias.shape)}; it has one value for each of {n} rows of codes")
         if x.dtype is not torch.float32:
             raise TypeError(f"x is {x.dtype}; the kernels compute in float32, so convert it with .float()")
         if m == 0 or n == 0 or k == 0:

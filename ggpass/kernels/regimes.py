@@ -10,8 +10,8 @@ class Regimes:
     """Upper ends (inclusive) of the ranges of M.
 
     `rows` lists the batches of the rows kernels: the smallest that holds all M rows computes them in one go.
-    Up to `tile` the tile kernel computes, nowhere where that is 0; beyond, the weights are dequantized block by block and multiplied by
-    torch's BLAS.
+    Up to `tile` the tile kernel computes (nowhere where that is 0); beyond, the weights are dequantized block by
+    block and multiplied by torch's BLAS.
     """
 
     rows: tuple[int, ...]
