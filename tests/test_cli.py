@@ -181,6 +181,7 @@ def test_names_are_wrapped_after_dots(name: str, width: int, lines: list[str]) -
 
 
 def test_counts_and_sizes_for_people() -> None:
+    assert [console.many(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
     assert [count(n) for n in (0, 384, 22_682_112, 1_240_000_000)] == ["0", "384", "22.68 M", "1.24 G"]
     assert [size(n) for n in (0, 999, 1000, 90_855_520, 2 * 10**9)] == [
         "0 B",
@@ -207,7 +208,7 @@ def test_inspect_prints_every_weight_within_the_terminal(run: Run, checkpoint: P
         assert name in squeezed
     for figure in ("48×32", "32×64", "28.", "RF8", "E4M3", "INT8", "zero", "exact 0.00", "all 3 matrices"):
         assert figure in ran.out
-    assert "1 vectors (biases, norms; 192 B) stay as they are" in ran.out
+    assert "1 vector (biases, norms; 192 B) left as they are" in ran.out
     assert "skipped position_ids: integer (I64): an index, a mask or codes, not a weight" in " ".join(ran.out.split())
 
 
@@ -245,7 +246,7 @@ def test_inspect_plot_writes_a_png(run: Run, checkpoint: Path, tmp_path: Path) -
     out = tmp_path / "out.png"
     ran = run("inspect", checkpoint, "--plot", out, "--largest", "1", "--linear")
     assert ran.code == 0
-    assert f"histograms of 1 weights: {out}" in ran.out.replace("\n", "")
+    assert f"histograms of 1 weight: {out}" in ran.out.replace("\n", "")
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert json.loads(run("inspect", checkpoint, "--plot", out, "--json").out)
 

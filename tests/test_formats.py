@@ -39,7 +39,7 @@ def magnitudes_of(fmt: Format) -> list[float]:
     return sorted({abs(v) for code, v in enumerate(values) if code not in never and v == v})
 
 
-def next_float(x: np.ndarray | float, towards: float) -> np.ndarray:
+def next_float(x: np.ndarray | np.floating | float, towards: float) -> np.ndarray:
     return np.nextafter(np.float32(x), np.float32(towards))
 
 

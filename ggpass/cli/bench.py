@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.compile import DTYPE_HELP, Dtype, ModelDir, Only, Skip, TargetName
-from ggpass.cli.console import progress, stderr, stdout
+from ggpass.cli.console import many, progress, stderr, stdout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,7 +117,7 @@ def bench_command(
         console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
         f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → "
-        f"{size(bytes_of.after)} ({bytes_of.ratio:.1%}); {torch.get_num_threads()} threads, medians of {rounds} rounds",
+        f"{size(bytes_of.after)} ({bytes_of.ratio:.1%}); {many(torch.get_num_threads(), 'thread')}, medians of {many(rounds, 'round')}",
         highlight=False,
     )
 

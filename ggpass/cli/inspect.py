@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggpass.cli.console import progress, stdout, wrap_name
+from ggpass.cli.console import many, progress, stdout, wrap_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,9 +62,9 @@ def inspect_command(
     if plot is not None:
         histograms = largest_histograms(result, checkpoint, largest)
         whole = file.parent.name if file.stem == "model" else file.stem or file.name
-        draw(histograms, plot, f"{whole}: {len(histograms)} largest weights", log_y=not linear)
+        draw(histograms, plot, f"{whole}: {many(len(histograms), 'largest weight')}", log_y=not linear)
         if not json:
-            console.print(f"histograms of {len(histograms)} weights: {plot}", highlight=False, markup=False)
+            console.print(f"histograms of {many(len(histograms), 'weight')}: {plot}", highlight=False, markup=False)
 
 
 def count(number: int) -> str:
@@ -128,7 +128,7 @@ def inspection_table(result: "Inspection", width: int) -> "RenderableType":
     ]
     if result.vectors:
         total = sum(info.nbytes for info in result.vectors)
-        lines.append(f"{len(result.vectors)} vectors (biases, norms; {size(total)}) stay as they are")
+        lines.append(f"{many(len(result.vectors), 'vector')} (biases, norms; {size(total)}) left as they are")
     lines += [f"skipped {skip.info.name}: {skip.reason}" for skip in result.skipped]
     body = [table, Text()] if result.weights else [Text("no matrices")]
     return Group(*body, Text("\n".join(lines)))
