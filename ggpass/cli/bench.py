@@ -116,8 +116,8 @@ def bench_command(
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
-        f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → "
-        f"{size(bytes_of.after)} ({bytes_of.ratio:.1%}); {many(torch.get_num_threads(), 'thread')}, medians of {many(rounds, 'round')}",
+        f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → {size(bytes_of.after)} "
+        f"({bytes_of.ratio:.1%}); {many(torch.get_num_threads(), 'thread')}, medians of {many(rounds, 'round')}",
         highlight=False,
     )
 
