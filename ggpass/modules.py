@@ -137,7 +137,7 @@ def lowering_of(module: nn.Module) -> tuple[type[Lowered], bool] | str:
             if getattr(module, "max_norm", None) is not None:
                 return "Embedding(max_norm=…) rescales its weight at each call"
             return lowering
-    return f"held by {cls.__name__}, which has no lowering"
+    return f"held by {cls.__name__}, which has no lowering without a graph (example inputs give one)"
 
 
 _classes: dict[tuple[type, type], type[nn.Module]] = {}
