@@ -32,6 +32,8 @@ LEVELS = {
     "lower_module": 4,
     "passes": 4,
     "artifact": 4,
+    "onnxruntime": 4,
+    "onnx": 5,
     "targets": 5,
     "api": 6,
     "call_time": 6,

@@ -1,0 +1,1 @@
+"""ONNX: files whose weights are codes. The operators' contract is `schema.py`."""
