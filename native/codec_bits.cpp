@@ -1,4 +1,5 @@
-// Exp-Golomb of order k: bits(v) = 2·floor(log2(v / 2^k + 1)) + 1 + k, most significant bit first.
+// Exp-Golomb of order k: bits(v) = 2·floor(log2(v / 2^k + 1)) + 1 + k, most significant bit first; and patches,
+// which are stored in it.
 //
 // With m = v + 2^k of b bits: b - k - 1 zeros, then m in b bits.
 
@@ -73,6 +74,57 @@ struct BitReader {
   }
 };
 
+// The next number, or a Status.
+int64_t next(BitReader& r, int order, uint64_t* out) {
+  int zeros = 0;
+  for (;;) {
+    const uint64_t ahead = r.peek();
+    const uint64_t left = r.bits - r.at;
+    const int run = ahead ? __builtin_clzll(ahead) : 56;
+    if (static_cast<uint64_t>(run) >= left) return kTruncated;
+    zeros += run;
+    r.at += static_cast<uint64_t>(run);
+    if (zeros + order > 62) return kCorrupt;
+    if (ahead) break;
+  }
+  const int count = zeros + order + 1;
+  if (static_cast<uint64_t>(count) > r.bits - r.at) return kTruncated;
+  *out = r.take(count) - (uint64_t{1} << order);
+  return *out <= kMaxValue ? kOk : kCorrupt;
+}
+
+// Whether the bits that fill up the last byte are zero, as the encoder left them; r.at then is a whole byte.
+bool align(BitReader& r) {
+  const int spare = static_cast<int>((8 - (r.at & 7)) & 7);
+  return spare == 0 || r.take(spare) == 0;
+}
+
+int64_t unfold(uint64_t number) {
+  const int64_t half = static_cast<int64_t>((number + 1) >> 1);
+  return number & 1 ? half : -half;
+}
+
+template <class T>
+bool store(T* out, int64_t value) {
+  *out = static_cast<T>(value);
+  // A uint64 above 2^63 has no code word, so a round trip through the type shows whether the value fits it.
+  return static_cast<int64_t>(*out) == value && (static_cast<T>(-1) < T{0} || value >= 0);
+}
+
+bool store_typed(void* out, int type, size_t at, int64_t value) {
+  switch (type) {
+    case kU8: return store(static_cast<uint8_t*>(out) + at, value);
+    case kI8: return store(static_cast<int8_t*>(out) + at, value);
+    case kU16: return store(static_cast<uint16_t*>(out) + at, value);
+    case kI16: return store(static_cast<int16_t*>(out) + at, value);
+    case kU32: return store(static_cast<uint32_t*>(out) + at, value);
+    case kI32: return store(static_cast<int32_t*>(out) + at, value);
+    case kU64: return store(static_cast<uint64_t*>(out) + at, value);
+    case kI64: return store(static_cast<int64_t*>(out) + at, value);
+    default: return false;
+  }
+}
+
 }  // namespace
 
 // The sum of bits(v) over n values, or a Status where a value exceeds 2^62.
@@ -105,22 +157,53 @@ GGP_API int64_t ggp_exp_golomb_decode(const uint8_t* in, size_t length, size_t n
   if (order < 0 || order > kMaxOrder || length > SIZE_MAX / 8) return kArgument;
   BitReader r{in, uint64_t{length} * 8};
   for (size_t i = 0; i < n; i++) {
-    int zeros = 0;
-    for (;;) {
-      const uint64_t ahead = r.peek();
-      const uint64_t left = r.bits - r.at;
-      const int run = ahead ? __builtin_clzll(ahead) : 56;
-      if (static_cast<uint64_t>(run) >= left) return kTruncated;
-      zeros += run;
-      r.at += static_cast<uint64_t>(run);
-      if (zeros + order > 62) return kCorrupt;
-      if (ahead) break;
-    }
-    const int count = zeros + order + 1;
-    if (static_cast<uint64_t>(count) > r.bits - r.at) return kTruncated;
-    out[i] = r.take(count) - (uint64_t{1} << order);
+    const int64_t status = next(r, order, out + i);
+    if (status < 0) return status;
   }
-  const int spare = static_cast<int>((8 - (r.at & 7)) & 7);
-  if (spare && r.take(spare) != 0) return kCorrupt;
+  if (!align(r)) return kCorrupt;
   return static_cast<int64_t>(r.at >> 3);
+}
+
+// Put patches in their places: out[position] = value, for `out` of n elements.
+//
+// Stored: their number (4 bytes); an order and the gaps between positions (exp-Golomb, to whole bytes); an order and
+// the values, folded to 0, 1, 2, ... for 0, 1, -1, ... `substitutes`, for bytes or null: what a value decodes to, -1
+// where it must not occur.
+GGP_API int64_t ggp_patch(const uint8_t* in, size_t length, const int16_t* substitutes, int type, void* out, size_t n) {
+  if (length < 6 || length > SIZE_MAX / 16) return kTruncated;
+  uint32_t count;
+  __builtin_memcpy(&count, in, 4);
+  const int gap_order = in[4];
+  if (count == 0 || count > n || gap_order > kMaxOrder) return kCorrupt;
+  // The values start behind the gaps, so the gaps are read twice: first to find their end.
+  BitReader gaps{in + 5, uint64_t{length - 5} * 8};
+  uint64_t gap, position = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    const int64_t status = next(gaps, gap_order, &gap);
+    if (status < 0) return status;
+    if (gap >= n || (position += gap + 1) > n) return kCorrupt;
+  }
+  if (!align(gaps)) return kCorrupt;
+  const size_t at = 5 + static_cast<size_t>(gaps.at >> 3);
+  if (at >= length || in[at] > kMaxOrder) return kCorrupt;
+  const int value_order = in[at];
+  BitReader values{in + at + 1, uint64_t{length - at - 1} * 8};
+  gaps.at = 0;
+  position = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    uint64_t folded;
+    int64_t status = next(gaps, gap_order, &gap);
+    if (status < 0) return status;
+    position += gap + 1;
+    status = next(values, value_order, &folded);
+    if (status < 0) return status;
+    int64_t value = unfold(folded);
+    if (substitutes) {
+      if (value < 0 || value > 255 || substitutes[value] < 0) return kCorrupt;
+      value = substitutes[value];
+    }
+    if (!store_typed(out, type, static_cast<size_t>(position - 1), value)) return kCorrupt;
+  }
+  if (!align(values) || values.at != values.bits) return kCorrupt;
+  return kOk;
 }

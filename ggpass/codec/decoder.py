@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ggpass.codec import container, exp_golomb
-from ggpass.codec.container import CONSTANT, EXP_GOLOMB, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Container
-from ggpass.codec.native import address, check, library
+from ggpass.codec.container import CONSTANT, EXP_GOLOMB, RANS, RAW, TABLE_COUNT, Container
+from ggpass.codec.native import address, check, integer_type, library
 from ggpass.codec.threads import run_all
 from ggpass.errors import FormatError
 
@@ -29,11 +29,19 @@ class Decoder:
         count: the number of symbols.
     """
 
-    def __init__(self, data: bytes | memoryview | np.ndarray, *, portable: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes | memoryview | np.ndarray,
+        *,
+        substitutes: np.ndarray | None = None,
+        portable: bool = False,
+    ) -> None:
         """Parse and check the header and the table.
 
         Args:
             data: the container, possibly followed by other bytes.
+            substitutes: (256,) int16, for an array of bytes: what each symbol decodes to, −1 where it must not occur.
+                The table and the patches are translated, so that it costs nothing for each symbol.
             portable: decode without AVX2, for tests; the symbols are the same.
 
         Raises:
@@ -43,13 +51,16 @@ class Decoder:
         self.container: Container = container.read(view)
         self.dtype, self.count = self.container.dtype, self.container.count
         self._portable = portable
+        self._substitutes = substitutes
+        if substitutes is not None and self.dtype != np.uint8:
+            raise FormatError(f"a coded array holds {self.dtype} instead of bytes; fetch the file again")
         self._values: np.ndarray | None = None
         self._table: np.ndarray | None = None
         table = self.container.table
         if self.container.method == CONSTANT:
             if table.size != self.dtype.itemsize:
                 raise FormatError("a constant array does not hold exactly one value; fetch the file again")
-            self._values = table.view(self.dtype)
+            self._values = self._substitute(table.view(self.dtype))
         elif self.container.method == RANS:
             self._read_table(table)
         elif self.container.method == EXP_GOLOMB and self.container.ranked:
@@ -61,7 +72,7 @@ class Decoder:
         numbers, rest = exp_golomb.unpack_numbers(table[4:], int(table[:4].view("<u4")[0]))
         if rest.size:
             raise FormatError("the ranks of an exp-Golomb array are followed by something else; fetch the file again")
-        return _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+        return self._substitute(_in_range(exp_golomb.signed_unmap(numbers), self.dtype))
 
     def _read_table(self, table: np.ndarray) -> None:
         if table.size < TABLE_COUNT.size:
@@ -79,7 +90,7 @@ class Decoder:
             raise FormatError("the table of a coded array is corrupt; fetch the file again")
         start = exp_golomb.signed_unmap(first)
         values = start + np.concatenate([np.zeros(1, np.int64), np.cumsum(gaps.astype(np.int64) + 1)])
-        self._values = _in_range(values, self.dtype)
+        self._values = self._substitute(_in_range(values, self.dtype))
         symbols = (
             self._values.view(np.uint8).astype(np.uint16)
             if self.dtype.itemsize == 1
@@ -91,23 +102,30 @@ class Decoder:
                 f"the table of a coded array has 2^{self.container.parameter} slots; fetch the file again"
             )
         self._table = np.empty(size, np.uint8)
-        # The encoder gives out slots by rising index; a signed byte's index is its
-        # bit pattern, in which negative ones come last.
-        order = np.argsort(symbols)
-        symbols, slots = symbols[order], (frequencies + np.uint64(1)).astype(np.uint32)[order]
+        slots = (frequencies + np.uint64(1)).astype(np.uint32)
+        if self.dtype == np.int8:
+            # The encoder gives out slots by the bytes' patterns, in which negative numbers come last.
+            order = np.argsort(symbols)
+            symbols, slots = symbols[order], slots[order]
         status = library().ggp_rans_table(
             address(slots), address(symbols), count, self.container.parameter, address(self._table)
         )
         check(status, "the table of a coded array")
 
-    @property
-    def alphabet(self) -> np.ndarray | None:
-        """Every value that the symbols can take, where the table alone says so; None where one must decode to know."""
-        if self.container.method == CONSTANT or (
-            self.container.method == RANS and not self.container.index[:, 1].any()
-        ):
-            return self._values
-        return None
+    def _substitute(self, symbols: np.ndarray) -> np.ndarray:
+        """What the symbols decode to.
+
+        Raises:
+            FormatError: one of them must not occur.
+        """
+        if self._substitutes is None:
+            return symbols
+        values = self._substitutes[symbols]
+        if values.size and values.min() < 0:
+            raise FormatError(
+                f"it holds the code {int(symbols[values.argmin()])}, which means nothing; fetch the file again"
+            )
+        return values.astype(np.uint8)
 
     def __len__(self) -> int:
         """The number of chunks; a constant array is one."""
@@ -141,7 +159,7 @@ class Decoder:
         if self.container.method == RAW:
             if code.size != out.nbytes:
                 raise FormatError(f"chunk {i} holds {code.size} bytes instead of {out.nbytes}; fetch the file again")
-            out.view(np.uint8)[:] = code
+            out.view(np.uint8)[:] = self._substitute(code)
         else:
             self._decode_exp_golomb(code, out)
 
@@ -170,26 +188,18 @@ class Decoder:
     def _apply_patches(self, patches: np.ndarray, out: np.ndarray) -> None:
         if not patches.size:
             return
-        if patches.size < PATCH_COUNT.size:
-            raise FormatError("the patches of a chunk are cut off; fetch the file again")
-        (count,) = PATCH_COUNT.unpack_from(patches.data)
-        if not 1 <= count <= out.size:
-            raise FormatError(f"a chunk of {out.size} symbols claims {count} patches; fetch the file again")
-        gaps, rest = exp_golomb.unpack_numbers(patches[PATCH_COUNT.size :], count)
-        numbers, rest = exp_golomb.unpack_numbers(rest, count)
-        if rest.size or gaps.max() >= out.size:
-            raise FormatError("the patches of a chunk are corrupt; fetch the file again")
-        positions = np.cumsum(gaps + np.uint64(1)) - np.uint64(1)
-        if positions[-1] >= out.size:
-            raise FormatError("a patch lies outside its chunk; fetch the file again")
-        out[positions.astype(np.int64)] = _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+        substitutes = None if self._substitutes is None else address(self._substitutes)
+        status = library().ggp_patch(
+            address(patches), patches.size, substitutes, integer_type(out.dtype), address(out), out.size
+        )
+        check(status, "a chunk's list of patches")
 
     def _decode_exp_golomb(self, code: np.ndarray, out: np.ndarray) -> None:
         numbers, used = exp_golomb.decode(code, out.size, self.container.parameter)
         if used != code.size:
             raise FormatError("a chunk is longer than its symbols; fetch the file again")
         if self._values is None:
-            out[:] = _in_range(exp_golomb.signed_unmap(numbers), self.dtype)
+            out[:] = self._substitute(_in_range(exp_golomb.signed_unmap(numbers), self.dtype))
             return
         if numbers.size and numbers.max() >= self._values.size:
             raise FormatError("a chunk names a rank that the table does not hold; fetch the file again")

@@ -56,8 +56,11 @@ def best_order(n: np.ndarray, counts: np.ndarray | None = None) -> int:
         n: the distinct numbers (or all of them).
         counts: how often each occurs, or its probability; once each if left out.
     """
+    if not len(n):
+        return 0
     weights = np.ones(len(n)) if counts is None else counts
-    cost = [float((lengths(n, k) * weights).sum()) for k in range(MAX_ORDER + 1)]
+    largest = int(n.max()).bit_length()  # from 2^k > n on, one more order is one more bit for every number
+    cost = [float((lengths(n, k) * weights).sum()) for k in range(min(MAX_ORDER, largest) + 1)]
     return int(np.argmin(cost))
 
 
@@ -104,7 +107,7 @@ def decode(data: np.ndarray, count: int, order: int) -> tuple[np.ndarray, int]:
 def pack_numbers(n: np.ndarray) -> bytes:
     """One byte, the best order, then the code words: how tables and patches are stored."""
     n = np.ascontiguousarray(n, dtype=np.uint64)
-    order = best_order(n) if n.size else 0
+    order = best_order(n)
     return bytes([order]) + encode(n, order)
 
 

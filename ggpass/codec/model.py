@@ -18,7 +18,7 @@ from ggpass.codec.histogram import Histogram
 TABLE_BITS = (12, 14)
 
 #: The smaller table is kept while it costs no more than this much above the larger one.
-SLACK = 1.001
+SLACK = 1.0025
 
 
 @dataclass(frozen=True)

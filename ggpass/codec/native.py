@@ -39,6 +39,7 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "ggp_exp_golomb_bits": (c_int64, (c_void_p, c_size_t, c_int)),
     "ggp_exp_golomb_encode": (c_int64, (c_void_p, c_size_t, c_int, c_void_p, c_size_t)),
     "ggp_exp_golomb_decode": (c_int64, (c_void_p, c_size_t, c_size_t, c_int, c_void_p)),
+    "ggp_patch": (c_int64, (c_void_p, c_size_t, c_void_p, c_int, c_void_p, c_size_t)),
     "ggp_histogram": (c_int64, (c_void_p, c_int, c_size_t, c_int64, c_uint64, c_void_p)),
     "ggp_to_index": (
         c_int64,
@@ -72,7 +73,7 @@ def library() -> ctypes.CDLL:
 
 def address(array: np.ndarray) -> int:
     """Where a contiguous array's first element lies; the caller keeps the array alive."""
-    return array.ctypes.data
+    return array.__array_interface__["data"][0]  # array.ctypes.data costs five times as much
 
 
 def integer_type(dtype: np.dtype) -> int:

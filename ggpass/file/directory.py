@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from ggpass.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES
 from ggpass.errors import FormatError, GgpassError
+from ggpass.file.convert import PackReport, Progress, check_patterns, pack_file, report_of, silent, unpack_file
 from ggpass.file.layout import TensorFile
 from ggpass.file.methods import Method, parse_method
-from ggpass.file.pack import PackReport, Progress, check_patterns, pack_file, report_of, silent, unpack_file
 from ggpass.file.strict_json import parse_json
 from ggpass.file.writer import part_of, sync_directory
 

@@ -9,6 +9,7 @@ bytes, because it bounds what it allocates, and because a writer must know the h
 """
 
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -177,6 +178,7 @@ class TensorFile:
         """
         self.path = Path(path)
         self._fd = -1
+        self._map: np.ndarray | None = None
         try:
             self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             size = os.fstat(self._fd).st_size
@@ -217,6 +219,13 @@ class TensorFile:
                 raise FormatError(f"{self.path} was cut off while it was read, in {name}; fetch it again")
             done += got
         return data
+
+    def view(self, name: str) -> np.ndarray:
+        """The bytes of a tensor where the system maps the file, uint8, read-only; they stay valid after `close`."""
+        if self._map is None:
+            self._map = np.frombuffer(mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ), np.uint8)
+        entry, at = self.layout.entries[name], self.layout.data_at
+        return self._map[at + entry.begin : at + entry.end]
 
     def close(self) -> None:
         """Give the file back; reading ends."""

@@ -112,10 +112,9 @@ class Codes:
 
 
 def encode_codes(quantized: Quantized, threads: int) -> Iterator[Array]:
-    """The codes, then the byte planes of the scales."""
+    """The codes, then the scales as the integers of their bits: powers of two are few different ones."""
     yield codec.encode_pieces(quantized.codes.cpu().numpy(), threads=threads)
-    for plane in codec.split_planes(as_bytes(quantized.scale), 4, rotate=True):
-        yield codec.encode_pieces(plane)
+    yield codec.encode_pieces(as_bytes(quantized.scale).view("<u4"))
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,21 @@ def arrays_check(decoders: Iterable[Decoder]) -> int:
     return crc32c(checks.view(np.uint8))
 
 
+@functools.cache
+def substitutes(name: str) -> np.ndarray:
+    """(256,) int16: the canonical code for each code of a format, −1 for codes that mean no number."""
+    fmt = FORMATS[name]
+    canonical = fmt.canonical.numpy().astype(np.int16)
+    return np.where(np.isfinite(fmt.codebook.numpy()), canonical, np.int16(-1))
+
+
 class Payload:
     """One tensor's stored bytes, parsed and tied to its manifest entry; decoding comes later, chunk by chunk.
 
     Attributes:
         stored: the manifest's entry.
-        data: the bytes of a plain tensor.
-        arrays: the coded arrays: the codes and the byte planes of the scales; the symbols; or the byte planes.
+        data: its bytes in the file.
+        arrays: the coded arrays: the codes and the scales; the symbols; or the byte planes.
     """
 
     def __init__(self, stored: Stored, data: np.ndarray) -> None:
@@ -48,8 +56,9 @@ class Payload:
         if stored.kind == "plain":
             found = crc32c(data)
         else:
-            for _ in range(self._expected()):
-                self.arrays.append(Decoder(data))
+            for i in range(self._expected()):
+                codes = stored.kind == "codes" and i == 0
+                self.arrays.append(Decoder(data, substitutes=substitutes(stored.format) if codes else None))
                 data = data[self.arrays[-1].container.length :]
             if data.size:
                 raise FormatError(f"{data.size} bytes follow the payload; fetch the file again")
@@ -59,7 +68,7 @@ class Payload:
         self._check_counts()
 
     def _expected(self) -> int:
-        return {"codes": 5, "grid": 1, "lossless": planes_of(self.stored.dtype)[0]}[self.stored.kind]
+        return {"codes": 2, "grid": 1, "lossless": planes_of(self.stored.dtype)[0]}[self.stored.kind]
 
     def _check_counts(self) -> None:
         stored = self.stored
@@ -70,11 +79,10 @@ class Payload:
                 raise FormatError(f"{stored.kind} cannot stand for {stored.dtype} of shape {list(stored.shape)}")
             if self.arrays[0].count != size:
                 raise FormatError(f"it holds {self.arrays[0].count} symbols for {size} elements; fetch the file again")
-        if stored.kind == "codes":
-            if self.arrays[0].dtype != np.uint8:
-                raise FormatError(f"its codes are {self.arrays[0].dtype}, not bytes; fetch the file again")
-            if self.arrays[1].count not in (1, stored.shape[0]):
-                raise FormatError(f"it holds {self.arrays[1].count} scales for {stored.shape[0]} rows")
+        if stored.kind == "codes" and (
+            self.arrays[1].count not in (1, stored.shape[0]) or self.arrays[1].dtype != np.uint32
+        ):
+            raise FormatError(f"it holds {self.arrays[1].count} scales for {stored.shape[0]} rows")
         if stored.kind == "grid" and self.arrays[0].dtype.kind != "i":
             raise FormatError(f"its symbols are {self.arrays[0].dtype}, not signed; fetch the file again")
         if stored.kind == "lossless":
@@ -86,28 +94,14 @@ class Payload:
     @functools.cached_property
     def scale(self) -> np.ndarray:
         """codes: the scales, float32, one or one a row; finite and positive."""
-        planes = np.stack([plane.decode() for plane in self.arrays[1:]])
-        scale = codec.merge_planes(planes, rotate=True).view("<f4")
+        scale = self.arrays[1].decode().view("<f4")
         if not (np.isfinite(scale) & (scale > 0)).all():
             raise FormatError("one of its scales is no positive number; fetch the file again")
         return scale
 
-    def _checked_codes(self, i: int, out: np.ndarray) -> None:
-        """Codes of chunk i, aliases made canonical; FormatError for codes that mean no number."""
-        fmt = FORMATS[self.stored.format]
-        self.arrays[0].decode_chunk(i, out)
-        alphabet = self.arrays[0].alphabet
-        canonical = fmt.canonical.numpy()
-        used = np.unique(out) if alphabet is None else alphabet
-        if not np.isfinite(fmt.codebook.numpy()[used]).all():
-            raise FormatError(f"it holds a {fmt.name} code that means no number; fetch the file again")
-        if (canonical[used] != used).any():
-            out[:] = canonical[out]
-
     def codes_tasks(self, out: np.ndarray) -> list[Task]:
-        """What writes the codes to `out`, (size,) uint8, one call a chunk."""
-        array = self.arrays[0]
-        return [functools.partial(self._checked_codes, i, out[array.symbols_of(i)]) for i in range(len(array))]
+        """What writes the codes to `out`, (size,) uint8, one call a chunk; aliases come out canonical."""
+        return self.arrays[0].tasks(out)
 
     def value_tasks(self, out: np.ndarray) -> list[list[Task]]:
         """What writes the decoded tensor's bytes to `out`, in stages; the tasks of one stage run in any order."""
@@ -132,7 +126,7 @@ class Payload:
     def _dequantize(self, i: int, out: np.ndarray) -> None:
         where = self.arrays[0].symbols_of(i)
         codes = np.empty(where.stop - where.start, np.uint8)
-        self._checked_codes(i, codes)
+        self.arrays[0].decode_chunk(i, codes)
         values = self._values(where, out)
         exact = values.dtype is torch.float32
         target = values if exact else torch.empty(codes.size)
@@ -209,7 +203,7 @@ class PackedFile:
         stored = self.stored(name)
         name = self.manifest.aliases.get(name, name)
         with naming(self.path, name):
-            return Payload(stored, self._file.read(name))
+            return Payload(stored, self._file.view(name))
 
     def packed_bytes(self, name: str) -> int:
         """Bytes that a tensor takes in the file; 0 for an alias."""
@@ -223,8 +217,6 @@ class PackedFile:
             FormatError: a damaged tensor; the message names it.
         """
         payload = self.payload(name)
-        if payload.stored.kind == "plain":
-            return payload.data
         stored = payload.stored
         out = np.empty((elements(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
         with naming(self.path, name):
@@ -274,12 +266,11 @@ class PackedFile:
         tasks: list[Task] = []
         for name, stored in self.manifest.tensors.items():
             payload = self.payload(name)
-            if stored.kind in ("plain", "lossless"):
-                # Lossless planes stand beside their tensor while it is merged, so they come one tensor at a time.
-                data = payload.data if stored.kind == "plain" else self.read_bytes(name, threads=threads)
-                tensors[name] = as_tensor(data, stored.dtype, stored.shape)
+            if stored.kind == "lossless":
+                # Planes stand beside their tensor while it is merged, so these come one tensor at a time.
+                tensors[name] = self.read(name, threads=threads)
                 continue
-            out = np.empty(elements(stored.shape) * DTYPE_BITS[stored.dtype] // 8, np.uint8)
+            out = np.empty((elements(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
             tensors[name] = as_tensor(out, stored.dtype, stored.shape)
             with naming(self.path, name):
                 (stage,) = payload.value_tasks(out)

@@ -10,7 +10,8 @@ from ggpass.errors import FormatError
 MAX_DEPTH = 8
 
 # A string that is not closed runs to the end, so that no input makes the expression go back.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,6 +27,15 @@ def _no_constant(name: str) -> None:
     raise FormatError(f"{name} is no JSON number")
 
 
+def depth_of(text: bytes) -> int:
+    """How deep arrays and objects are nested, without recursion."""
+    depth = deepest = 0
+    for bracket in _STRING.sub(b"", text).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def parse_json(text: str | bytes, what: str) -> Any:
     """The value of a JSON text.
 
@@ -37,13 +47,9 @@ def parse_json(text: str | bytes, what: str) -> Any:
         FormatError: not JSON, nested deeper than MAX_DEPTH, a key twice, NaN or infinity.
     """
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        depth = 0
-        for found in _STRING_OR_BRACKET.finditer(text):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-            if depth > MAX_DEPTH:
-                raise FormatError(f"it is nested deeper than {MAX_DEPTH}")
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        if depth_of(data) > MAX_DEPTH:
+            raise FormatError(f"it is nested deeper than {MAX_DEPTH}")
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # FormatError is a ValueError, as are JSON's and UTF-8's errors
         raise FormatError(f"{what} is corrupt: {error}; fetch the file again") from error
