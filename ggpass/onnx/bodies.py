@@ -1,0 +1,221 @@
+"""w = codebook[codes] · scale by standard operators: model-local functions, so that any ONNX runtime runs our files.
+
+1. A registered custom-op library wins over these functions; without one, the runtime inlines them.
+2. `fast`: the dequantization depends on constants only, so ONNX Runtime folds it to float weights at load: its own
+   speed, and its own memory.
+3. `lowmem`: matrices are decoded by a loop over blocks of rows, which nothing folds: the codes stay codes.
+4. A gather decodes the rows it reads either way: they are few beside the table.
+5. RF8X is CodebookX with RF8's codebook as a constant.
+6. Every input and attribute is given, since a function cannot ask whether an optional one is there: a bias is zeros
+   where there is none.
+7. Arithmetic is in float32 and is rounded once to the result's type, as in `ggpass.ops`.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import onnx
+import onnx.parser
+
+from ggpass.errors import InputError
+from ggpass.formats import RF8
+from ggpass.onnx.names import DOMAIN, VERSION
+
+Fallback = Literal["fast", "lowmem"]
+
+#: The first opset whose Unsqueeze and constants are those of the bodies.
+MIN_OPSET = 13
+#: The first opset with CastLike; below it a body can only compute in float32.
+CAST_LIKE_OPSET = 15
+
+#: Weights decoded at a time by `lowmem`: 1 MB of codes, 4 MB of floats.
+BLOCK_WEIGHTS = 1 << 20
+
+_DEQUANTIZE_FAST = """
+CodebookDequantize <to: int = 1> (codes, scale, codebook) => (w) {
+    index = Cast <to: int = 6> (codes)
+    value = Gather (codebook, index)
+    column = Constant <value_ints: ints = [-1, 1]> ()
+    factor = Reshape (scale, column)
+    product = Mul (value, factor)
+    w = Cast <to: int = @to> (product)
+}"""
+
+_MATMUL_FAST = """
+CodebookMatMul (x, codes, scale, codebook, bias) => (y) {
+    w = ai.ggpass.CodebookDequantize <to: int = 1> (codes, scale, codebook)
+    wt = Transpose <perm: ints = [1, 0]> (w)
+    x32 = Cast <to: int = 1> (x)
+    product = MatMul (x32, wt)
+    bias32 = Cast <to: int = 1> (bias)
+    y32 = Add (product, bias32)
+    y = {LIKE} (y32{OTHER})
+}"""
+
+#: What both loops share: the number of blocks, and block i of codes and (N) scales, decoded as `w`.
+_BLOCKS = """
+    shape = Shape (codes)
+    first = Constant <value_int: int = 0> ()
+    second = Constant <value_int: int = 1> ()
+    rows = Gather (shape, first)
+    columns = Gather (shape, second)
+    weights = Constant <value_int: int = {BLOCK}> ()
+    one = Constant <value_int: int = 1> ()
+    fit = Div (weights, columns)
+    block = Add (fit, one)
+    padded = Add (rows, block)
+    last = Sub (padded, one)
+    trips = Div (last, block)
+    vector = Constant <value_ints: ints = [-1]> ()
+    length = Reshape (rows, vector)
+    scales = Expand (scale, length)
+    yes = Cast <to: int = 9> (one)
+    none = SequenceEmpty <dtype: int = 1> ()"""
+_DECODE = """\
+        start = Mul (i, block)
+        end = Add (start, block)
+        from = Reshape (start, vector)
+        until = Reshape (end, vector)
+        axis = Constant <value_ints: ints = [0]> ()
+        part = Slice (codes, from, until, axis)
+        index = Cast <to: int = 6> (part)
+        value = Gather (codebook, index)
+        factor = Slice (scales, from, until, axis)
+        column = Constant <value_ints: ints = [-1, 1]> ()
+        factors = Reshape (factor, column)
+        w = Mul (value, factors)"""
+
+_DEQUANTIZE_LOWMEM = f"""
+CodebookDequantize <to: int = 1> (codes, scale, codebook) => (w) {{{_BLOCKS}
+    blocks = Loop <body: graph = decode (int64 i, bool go, seq(float[]) done) => (bool go_on, seq(float[]) more) {{
+{_DECODE}
+        more = SequenceInsert (done, w)
+        go_on = Identity (go)
+    }}> (trips, yes, none)
+    whole = ConcatFromSequence <axis: int = 0> (blocks)
+    w = Cast <to: int = @to> (whole)
+}}"""
+
+_MATMUL_LOWMEM = f"""
+CodebookMatMul (x, codes, scale, codebook, bias) => (y) {{{_BLOCKS}
+    x32 = Cast <to: int = 1> (x)
+    blocks = Loop <body: graph = multiply (int64 i, bool go, seq(float[]) done) => (bool go_on, seq(float[]) more) {{
+{_DECODE}
+        wt = Transpose <perm: ints = [1, 0]> (w)
+        product = MatMul (x32, wt)
+        more = SequenceInsert (done, product)
+        go_on = Identity (go)
+    }}> (trips, yes, none)
+    whole = ConcatFromSequence <axis: int = -1> (blocks)
+    bias32 = Cast <to: int = 1> (bias)
+    y32 = Add (whole, bias32)
+    y = {{LIKE}} (y32{{OTHER}})
+}}"""
+
+_GATHER = """
+CodebookGather <to: int = 1> (ids, codes, scale, codebook) => (y) {
+    part = Gather (codes, ids)
+    index = Cast <to: int = 6> (part)
+    value = Gather (codebook, index)
+    shape = Shape (codes)
+    axis = Constant <value_ints: ints = [0]> ()
+    rows = Gather (shape, axis)
+    scales = Expand (scale, rows)
+    factor = Gather (scales, ids)
+    last = Constant <value_ints: ints = [-1]> ()
+    factors = Unsqueeze (factor, last)
+    product = Mul (value, factors)
+    y = Cast <to: int = @to> (product)
+}"""
+
+_CONV = """
+CodebookConv <kernel_shape, strides, pads, dilations, group: int = 1> (x, codes, scale, codebook, bias) => (y) {
+    flat = ai.ggpass.CodebookDequantize <to: int = 1> (codes, scale, codebook)
+    channels = Constant <value_ints: ints = [0, -1]> ()
+    kernel = Constant <value_ints: ints = @kernel_shape> ()
+    shape = Concat <axis: int = 0> (channels, kernel)
+    w = Reshape (flat, shape)
+    x32 = Cast <to: int = 1> (x)
+    bias32 = Cast <to: int = 1> (bias)
+    y32 = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
+                dilations: ints = @dilations, group: int = @group> (x32, w, bias32)
+    y = {LIKE} (y32{OTHER})
+}"""
+
+_CODEBOOK = "codebook = Constant <value = float[256] {VALUES}> ()"
+_RF8 = {
+    "RF8MatMul": f"""
+RF8MatMul (x, codes, scale, bias) => (y) {{
+    {_CODEBOOK}
+    y = ai.ggpass.CodebookMatMul (x, codes, scale, codebook, bias)
+}}""",
+    "RF8Gather": f"""
+RF8Gather <to: int = 1> (ids, codes, scale) => (y) {{
+    {_CODEBOOK}
+    y = ai.ggpass.CodebookGather <to: int = @to> (ids, codes, scale, codebook)
+}}""",
+    "RF8Dequantize": f"""
+RF8Dequantize <to: int = 1> (codes, scale) => (w) {{
+    {_CODEBOOK}
+    w = ai.ggpass.CodebookDequantize <to: int = @to> (codes, scale, codebook)
+}}""",
+    "RF8Conv": f"""
+RF8Conv <kernel_shape, strides, pads, dilations, group: int = 1> (x, codes, scale, bias) => (y) {{
+    {_CODEBOOK}
+    y = ai.ggpass.CodebookConv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
+                                dilations: ints = @dilations, group: int = @group> (x, codes, scale, codebook, bias)
+}}""",
+}
+
+_BODIES: dict[Fallback, dict[str, str]] = {
+    "fast": {"CodebookDequantize": _DEQUANTIZE_FAST, "CodebookMatMul": _MATMUL_FAST},
+    "lowmem": {"CodebookDequantize": _DEQUANTIZE_LOWMEM, "CodebookMatMul": _MATMUL_LOWMEM},
+}
+for _texts in _BODIES.values():
+    _texts |= {"CodebookGather": _GATHER, "CodebookConv": _CONV, **_RF8}
+
+
+def _parse(text: str, opset: int) -> onnx.FunctionProto:
+    like = opset >= CAST_LIKE_OPSET
+    values = ", ".join(repr(value) for value in RF8.codebook.tolist())
+    filled = (
+        text.replace("{VALUES}", "{" + values + "}")
+        .replace("{BLOCK}", str(BLOCK_WEIGHTS))
+        .replace("{LIKE}", "CastLike" if like else "Identity")
+        .replace("{OTHER}", ", x" if like else "")
+    )
+    head = f'<opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}], domain: "{DOMAIN}">'
+    return onnx.parser.parse_function(head + filled)
+
+
+def functions(operators: Iterable[str], opset: int, fallback: Fallback) -> list[onnx.FunctionProto]:
+    """The functions of the named operators and of those that their bodies call.
+
+    Args:
+        operators: names of our operators, as `RF8MatMul`.
+        opset: of the standard operators in the model.
+        fallback: `fast` or `lowmem`.
+
+    Raises:
+        InputError: an opset below MIN_OPSET, or an unknown fallback.
+    """
+    if fallback not in _BODIES:
+        raise InputError(f"fallback is 'fast', 'lowmem' or None, not {fallback!r}")
+    if opset < MIN_OPSET:
+        raise InputError(
+            f"the fallback needs opset {MIN_OPSET}, and the model has {opset}; convert it with onnx.version_converter, "
+            "or give fallback=None and run it with the custom-op library"
+        )
+    found: dict[str, onnx.FunctionProto] = {}
+
+    def add(name: str) -> None:
+        function = _parse(_BODIES[fallback][name], opset)
+        # Callees first: onnx.reference reads the list in order, and applies no default to a nested attribute either.
+        for node in function.node:
+            if node.domain == DOMAIN:
+                add(node.op_type)
+        found.setdefault(name, function)
+
+    for name in sorted(operators):
+        add(name)
+    return list(found.values())
