@@ -198,7 +198,7 @@ class GraphEditor:
             with self.graph.inserting_before(mergeable[0]):
                 join(self.graph, mergeable, merged, rows)
             names = " + ".join(self._part_name(p) for p in recipe.parts)
-            what = f"{len(mergeable)} linears read one input: merged, {sum(rows)} channels"
+            what = f"{len(mergeable)} linears merged: {sum(rows)} channels"
             self.report.changes.append(Change(names, what))
 
     def _part_name(self, part: FloatPart | CodedPart) -> str:

@@ -84,9 +84,9 @@ class Report:
         return self.bytes_before / (self.bytes_before + left) if self.bytes_before + left else 1.0
 
     def __rich__(self) -> "RenderableType":
-        from ggpass.render import report_renderable
+        from ggpass.render import ReportView
 
-        return report_renderable(self)
+        return ReportView(self)
 
     def __str__(self) -> str:
         from ggpass.render import to_text

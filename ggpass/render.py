@@ -1,13 +1,18 @@
 """Reports as rich tables: what a person sees in a terminal or a notebook."""
 
 import re
-from collections import Counter
+from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ggpass.pipeline import Change, Report, Skip
+
+#: Names get at least this many columns, however narrow the terminal.
+LEAST_ROOM = 24
 
 
 def megabytes(count: int) -> str:
@@ -15,77 +20,98 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def _pattern(text: str) -> str:
+def wrap_name(name: str, width: int) -> str:
+    """A dotted name in lines of at most `width`, broken after dots where that is possible."""
+    lines = [""]
+    for part in name.replace(".", ".\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _open_numbers(name: str) -> str:
     """A name with its layer numbers left open, so that a model's equal layers make one row."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", text)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
-def _changes(report: Report) -> Table | None:
+def _size(count: int) -> str:
+    return megabytes(count) if count else ""
+
+
+def _change_rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
     """One row for each kind of change: equal layers are counted, their bytes added up."""
-    if not report.changes:
-        return None
-    rows: dict[tuple[str, str], list[Change]] = {}
-    for change in report.changes:
-        rows.setdefault((_pattern(change.name), re.sub(r"(?<=\w)_\d+\b", "", change.what)), []).append(change)
-    table = Table(title=f"{report.title}: changed", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("what", overflow="fold")
-    table.add_column("n", justify="right")
-    table.add_column("change")
-    sized = any(c.bytes_before for c in report.changes)
-    if sized:
-        table.add_column("before", justify="right")
-        table.add_column("after", justify="right")
-    for (pattern, what), group in rows.items():
-        row = [pattern if len(group) > 1 else group[0].name, str(len(group)), what]
-        if sized:
-            before, after = sum(c.bytes_before for c in group), sum(c.bytes_after for c in group)
-            row += [megabytes(before) if before else "", megabytes(after) if before else ""]
-        table.add_row(*row)
-    return table
-
-
-def _skips(report: Report) -> Table | None:
-    """Matrices that stayed one by one, what lowering is not about summed up by reason."""
-    if not report.skips:
-        return None
-    table = Table(title=f"{report.title}: left as it is", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("what", overflow="fold")
-    table.add_column("reason")
-    table.add_column("size", justify="right")
-    small: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    first: dict[str, Skip] = {}
-    for skip in report.skips:
-        if skip.matrix:
-            table.add_row(skip.name, skip.reason, megabytes(skip.bytes))
-        else:
-            small[skip.reason] += skip.bytes
-            count[skip.reason] += 1
-            first.setdefault(skip.reason, skip)
-    for reason, total in small.items():
-        name = first[reason].name + (f" and {count[reason] - 1} more" if count[reason] > 1 else "")
-        table.add_row(name, reason, megabytes(total) if total else "")
-    return table
-
-
-def report_renderable(report: Report) -> RenderableType:
-    """The tables of a report and its parts, its notes, and the share of weight bytes lowered."""
-    parts: list[RenderableType] = []
-    for each in report.flat():
-        parts += [table for table in (_changes(each), _skips(each)) if table is not None]
-    lines = [f"note: {note}" for each in report.flat() for note in each.notes]
-    if report.bytes_before:
-        lines.append(
-            f"{report.lowered_share:.2%} of the bytes of matrices lowered: {megabytes(report.bytes_before)} → "
-            f"{megabytes(report.bytes_after)}"
+    groups: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        groups.setdefault((_open_numbers(change.name), re.sub(r"(?<=\w)_\d+\b", "", change.what)), []).append(change)
+    return [
+        (
+            pattern if len(group) > 1 else group[0].name,
+            str(len(group)),
+            what,
+            _size(sum(c.bytes_before for c in group)),
+            _size(sum(c.bytes_after for c in group)),
         )
-    parts.append(Text("\n".join(lines) or "nothing to do"))
-    return Group(*parts)
+        for (pattern, what), group in groups.items()
+    ]
+
+
+def _skip_rows(skips: Sequence[Skip]) -> list[tuple[str, ...]]:
+    """Matrices by their kind of layer, what lowering is not about summed up by reason."""
+    groups: dict[tuple[str, str], list[Skip]] = {}
+    for skip in skips:
+        groups.setdefault((_open_numbers(skip.name) if skip.matrix else "", skip.reason), []).append(skip)
+    rows = []
+    for (pattern, reason), group in groups.items():
+        name = pattern if pattern and len(group) > 1 else group[0].name
+        if not pattern and len(group) > 1:
+            name += " …"
+        rows.append((name, str(len(group)), reason, _size(sum(s.bytes for s in group))))
+    return rows
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> Table:
+    """A plain table whose first column holds dotted names and gets what room the others leave."""
+    kept = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
+    others = sum(max(cell_len(t) for t in (headings[i], *(r[i] for r in rows))) + 2 for i in kept[1:])
+    room = max(LEAST_ROOM, width - others - 2)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for i in kept:
+        number = headings[i] in ("n", "before", "after", "size")
+        table.add_column(headings[i], justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        name = "\n".join(wrap_name(part, room) for part in row[0].replace(" + ", " +\n").split("\n"))
+        table.add_row(*(escape(text) for text in (name, *(row[i] for i in kept[1:]))))
+    return table
+
+
+class ReportView:
+    """A report as rich shows it: the tables of its parts, its notes, and the share of weight bytes lowered."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        for part in self.report.flat():
+            if part.changes:
+                headings = ("what", "n", "change", "before", "after")
+                yield _table(f"{part.title}: changed", headings, _change_rows(part.changes), width)
+            if part.skips:
+                headings = ("what", "n", "reason", "size")
+                yield _table(f"{part.title}: left as it is", headings, _skip_rows(part.skips), width)
+        lines = [f"note: {note}" for part in self.report.flat() for note in part.notes]
+        if self.report.bytes_before:
+            lines.append(
+                f"{self.report.lowered_share:.2%} of the bytes of matrices lowered: "
+                f"{megabytes(self.report.bytes_before)} → {megabytes(self.report.bytes_after)}"
+            )
+        yield Text("\n".join(lines) or "nothing to do")
 
 
 def to_text(report: Report, width: int = 120) -> str:
     """The same as plain text."""
     console = Console(width=width, no_color=True, highlight=False)
     with console.capture() as capture:
-        console.print(report_renderable(report))
+        console.print(ReportView(report))
     return capture.get()

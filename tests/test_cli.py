@@ -17,6 +17,7 @@ from ggpass import targets
 from ggpass.cli import bench, console, main, models
 from ggpass.cli.inspect import count, size
 from ggpass.errors import GgpassError
+from ggpass.render import wrap_name
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def test_a_pipe_is_wide_unless_columns_are_given(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_names_are_wrapped_after_dots(name: str, width: int, lines: list[str]) -> None:
-    assert console.wrap_name(name, width).split("\n") == lines
+    assert wrap_name(name, width).split("\n") == lines
 
 
 def test_counts_and_sizes_for_people() -> None:

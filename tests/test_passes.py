@@ -156,7 +156,7 @@ def test_merging_coded_linears_keeps_the_function(operators, bias, granularity) 
     apart = program(x)
     report = MergeLinears(operators)(program)
     program.check()
-    assert [c.what for c in report.changes] == ["3 linears read x: merged, 28 channels"]
+    assert [c.what for c in report.changes] == ["3 linears merged: 28 channels"]
     assert count(program, operators.linear) == 1
     # The same products; only the order of float32 sums may differ between the two shapes of the product.
     expected = double_of_values(model, x)

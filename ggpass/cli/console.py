@@ -37,13 +37,3 @@ def progress() -> Progress:
 def many(number: int, noun: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def wrap_name(name: str, width: int) -> str:
-    """A dotted name in lines of at most `width`, broken after dots where that is possible."""
-    lines = [""]
-    for part in name.replace(".", ".\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggpass.cli.console import many, progress, stdout, wrap_name
+from ggpass.cli.console import many, progress, stdout
+from ggpass.render import wrap_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

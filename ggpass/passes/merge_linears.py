@@ -131,7 +131,7 @@ class MergeLinears:
         operands = [operands_of(n) for n in nodes]
         matrix = next(iter(operands[0]))  # "codes" or "weight"
         names = [str(o[matrix].target) for o in operands]
-        what = f"{len(nodes)} linears read {nodes[0].args[0]}: merged"
+        what = f"{len(nodes)} linears merged"
         rows = [program.weight(name).shape[0] for name in names]
         with program.graph.inserting_before(nodes[0]):
             merged: dict[str, Any] = {}
@@ -144,4 +144,4 @@ class MergeLinears:
                     merged[role] = program.get_attr(f"{names[0]}_merged_{role}")
             join(program.graph, nodes, merged, rows)
         program.prune()
-        return Change(" + ".join(n.removesuffix("_codes") for n in names), f"{what}, {sum(rows)} channels")
+        return Change(" + ".join(n.removesuffix("_codes") for n in names), f"{what}: {sum(rows)} channels")
