@@ -44,7 +44,10 @@ class Codebooks:
         known = self._known.get(id(codebook))
         if known is not None and known[0]() is codebook and known[1] == version:
             return known[2]
-        answer, identity = classify(codebook), id(codebook)
-        forget = weakref.ref(codebook, lambda _, known=self._known: known.pop(identity, None))
-        self._known[identity] = (forget, version, answer)
+        answer, identity, memory = classify(codebook), id(codebook), self._known
+
+        def forget(_: weakref.ref[Tensor]) -> None:
+            memory.pop(identity, None)
+
+        memory[identity] = (weakref.ref(codebook, forget), version, answer)
         return answer

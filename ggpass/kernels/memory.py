@@ -42,17 +42,19 @@ def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _huge(size: int) -> Tensor | None:
     """`size` bytes from an anonymous mapping that asks for huge pages; the tensor keeps the mapping alive."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return _without("this system has no MADV_HUGEPAGE")
+        _say_why_not("this system has no MADV_HUGEPAGE")
+        return None
     try:
         mapping = mmap.mmap(-1, size + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         mapping.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
-        return _without(str(error))
+        _say_why_not(str(error))
+        return None
     raw = torch.frombuffer(mapping, dtype=torch.uint8)
     return raw[-raw.data_ptr() % HUGE_BYTES :][:size]
 
 
-def _without(reason: str) -> None:
+def _say_why_not(reason: str) -> None:
     if reason not in _said_why_not:
         _said_why_not.add(reason)
         logger.info("codes lie in ordinary pages: %s", reason)

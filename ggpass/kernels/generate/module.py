@@ -12,7 +12,7 @@ from pathlib import Path
 import tvm
 
 from ggpass.kernels.generate.blocking import ROWS, TILE
-from ggpass.kernels.generate.decoders import decoders
+from ggpass.kernels.generate.decoders import Decoder, decoders
 from ggpass.kernels.generate.dequantize import dequantize_kernel, embedding_kernel
 from ggpass.kernels.generate.rows import rows_kernel
 from ggpass.kernels.generate.tile import tile_kernel
@@ -27,14 +27,20 @@ def module(isa: Isa) -> tvm.IRModule:
     """Every kernel, named `<regime>_<decoder>`: those that the regimes choose from."""
     functions = {}
     for decoder in decoders(isa):
-        functions[f"dequantize_{decoder.name}"] = dequantize_kernel(isa, decoder)
-        functions[f"embedding_{decoder.name}"] = embedding_kernel(isa, decoder)
-        regimes = BY_KIND[decoder.name]
-        for batch in regimes.rows:
-            functions[f"rows{batch}_{decoder.name}"] = rows_kernel(isa, decoder, ROWS[batch])
-        if regimes.tile:
-            functions[f"tile_{decoder.name}"] = tile_kernel(isa, decoder, TILE)
+        for kernel in BY_KIND[decoder.name].kernels():
+            functions[f"{kernel}_{decoder.name}"] = _make(kernel, isa, decoder)
     return tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+
+
+def _make(kernel: str, isa: Isa, decoder: Decoder):
+    match kernel:
+        case "dequantize":
+            return dequantize_kernel(isa, decoder)
+        case "embedding":
+            return embedding_kernel(isa, decoder)
+        case "tile":
+            return tile_kernel(isa, decoder, TILE)
+    return rows_kernel(isa, decoder, ROWS[int(kernel.removeprefix("rows"))])
 
 
 def compile_module(isa: Isa, mod: tvm.IRModule | None = None):
