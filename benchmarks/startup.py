@@ -1,6 +1,6 @@
 """How much `import ggpass` adds to `import torch`: interleaved fresh interpreters, medians.
 
-    python benchmarks/startup.py [--rounds 9]
+python benchmarks/startup.py [--rounds 9]
 """
 
 import statistics

@@ -14,6 +14,9 @@ from ggpass.pipeline import Change, Report, Skip
 #: Names get at least this many columns, however narrow the terminal.
 LEAST_ROOM = 24
 
+CHANGE_HEADINGS = ("what", "n", "change", "before", "after")
+SKIP_HEADINGS = ("what", "n", "reason", "size")
+
 
 def megabytes(count: int) -> str:
     """Bytes for people, in MB (10^6) or kB (10^3)."""
@@ -61,7 +64,7 @@ def _skip_rows(skips: Sequence[Skip]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str], list[Skip]] = {}
     for skip in skips:
         groups.setdefault((_open_numbers(skip.name) if skip.matrix else "", skip.reason), []).append(skip)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (pattern, reason), group in groups.items():
         name = pattern if pattern and len(group) > 1 else group[0].name
         if not pattern and len(group) > 1:
@@ -95,11 +98,9 @@ class ReportView:
         width = options.max_width
         for part in self.report.flat():
             if part.changes:
-                headings = ("what", "n", "change", "before", "after")
-                yield _table(f"{part.title}: changed", headings, _change_rows(part.changes), width)
+                yield _table(f"{part.title}: changed", CHANGE_HEADINGS, _change_rows(part.changes), width)
             if part.skips:
-                headings = ("what", "n", "reason", "size")
-                yield _table(f"{part.title}: left as it is", headings, _skip_rows(part.skips), width)
+                yield _table(f"{part.title}: left as it is", SKIP_HEADINGS, _skip_rows(part.skips), width)
         lines = [f"note: {note}" for part in self.report.flat() for note in part.notes]
         if self.report.bytes_before:
             lines.append(
