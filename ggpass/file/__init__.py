@@ -2,8 +2,10 @@
 
 from ggpass.file.convert import Packed, PackReport
 from ggpass.file.directory import pack, unpack
+from ggpass.file.load import load
 from ggpass.file.methods import Codes, Grid, Lossless, Method, parse_method
 from ggpass.file.reader import PackedFile
+from ggpass.file.save import save
 
 __all__ = [
     "Codes",
@@ -13,7 +15,9 @@ __all__ = [
     "PackReport",
     "Packed",
     "PackedFile",
+    "load",
     "pack",
     "parse_method",
+    "save",
     "unpack",
 ]

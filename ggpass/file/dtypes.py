@@ -51,11 +51,15 @@ def as_tensor(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """
     if dtype not in TORCH_DTYPES:
         raise FormatError(f"torch has no dtype for {dtype}; `ggpass unpack` restores the file as it was")
+    if not data.size:
+        return torch.empty(shape, dtype=TORCH_DTYPES[dtype])  # torch views no empty bytes as wider elements
     return torch.from_numpy(data).view(TORCH_DTYPES[dtype]).view(shape)
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
     """The bytes of a tensor, (nbytes,) uint8; a view where it is contiguous and on the CPU."""
+    if not tensor.numel():
+        return np.zeros(0, np.uint8)
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 

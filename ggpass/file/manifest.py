@@ -4,7 +4,8 @@
 zeros. Payloads keep the names of the tensors they stand for.
 
     {"version": 1,
-     "tensors": {name: {"kind": "codes",    "dtype", "shape", "check", "format": "rf8", "codebook": hash}
+     "tensors": {name: {"kind": "codes",    "dtype", "shape", "check", "format": "rf8", "codebook": hash,
+                        "transposed": true where the rows of codes are the columns of the matrix}
                        {"kind": "grid",     "dtype", "shape", "check", "step": float}
                        {"kind": "lossless", "dtype", "shape", "check"}
                        {"kind": "plain",    "check"}},
@@ -17,7 +18,7 @@ arrays in it, which in turn cover their chunks. The order of `tensors` is that o
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Stored:
         format: codes: the format's name.
         codebook: codes: the hash of its codebook.
         step: grid: the distance of the grid's points.
+        transposed: codes: they are those of the transposed matrix, a scale for each of its rows.
     """
 
     kind: str
@@ -61,6 +63,12 @@ class Stored:
     format: str = ""
     codebook: str = ""
     step: float = 0.0
+    transposed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """codes: how many output channels there are."""
+        return self.shape[1 if self.transposed else 0]
 
     def as_json(self) -> dict[str, Any]:
         """The entry as the manifest holds it."""
@@ -69,6 +77,7 @@ class Stored:
             value |= {"dtype": self.dtype, "shape": list(self.shape)}
         if self.kind == "codes":
             value |= {"format": self.format, "codebook": self.codebook}
+            value |= {"transposed": True} if self.transposed else {}
         if self.kind == "grid":
             value |= {"step": self.step}
         return value
@@ -195,4 +204,7 @@ def _parse_codes(name: str, value: dict[str, Any], stored: Stored) -> Stored:
         )
     if stated != codebook_hash(FORMATS[fmt]):
         raise FormatError(f"{name} was packed with another codebook for {fmt} than this ggpass has; update ggpass")
-    return Stored(stored.kind, stored.dtype, stored.shape, stored.check, fmt, codebook_hash(FORMATS[fmt]))
+    transposed = value.get("transposed", False)
+    if not isinstance(transposed, bool) or len(stored.shape) < 1 or (transposed and len(stored.shape) != 2):
+        raise FormatError(f"{name} of shape {list(stored.shape)} cannot be stored as these codes; fetch the file again")
+    return replace(stored, format=fmt, codebook=codebook_hash(FORMATS[fmt]), transposed=transposed)

@@ -13,7 +13,7 @@ from ggpass.checkpoint import DTYPE_BITS
 from ggpass.codec import Decoder, crc32c, run_all
 from ggpass.codec.native import address, library
 from ggpass.errors import FormatError
-from ggpass.file.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_tensor, planes_of
+from ggpass.file.dtypes import WEIGHT_DTYPES, as_tensor, planes_of
 from ggpass.file.grid import from_grid
 from ggpass.file.layout import TensorFile, elements
 from ggpass.file.manifest import CHECK_KEY, Manifest, Stored, parse_manifest
@@ -80,9 +80,9 @@ class Payload:
             if self.arrays[0].count != size:
                 raise FormatError(f"it holds {self.arrays[0].count} symbols for {size} elements; fetch the file again")
         if stored.kind == "codes" and (
-            self.arrays[1].count not in (1, stored.shape[0]) or self.arrays[1].dtype != np.uint32
+            self.arrays[1].count not in (1, stored.rows) or self.arrays[1].dtype != np.uint32
         ):
-            raise FormatError(f"it holds {self.arrays[1].count} scales for {stored.shape[0]} rows")
+            raise FormatError(f"it holds {self.arrays[1].count} scales for {stored.rows} rows")
         if stored.kind == "grid" and self.arrays[0].dtype.kind != "i":
             raise FormatError(f"its symbols are {self.arrays[0].dtype}, not signed; fetch the file again")
         if stored.kind == "lossless":
@@ -109,6 +109,8 @@ class Payload:
             return [[functools.partial(np.copyto, out, self.data)]]
         if self.stored.kind == "lossless":
             return self._plane_tasks(out)
+        if self.stored.transposed:
+            return [[functools.partial(self._dequantize_transposed, out)]]
         array = self.arrays[0]
         write = self._dequantize if self.stored.kind == "codes" else self._from_grid
         return [[functools.partial(write, i, out) for i in range(len(array))]]
@@ -121,7 +123,7 @@ class Payload:
 
     def _values(self, where: slice, out: np.ndarray) -> Tensor:
         """The elements `where` of the tensor whose bytes `out` holds."""
-        return torch.from_numpy(out).view(TORCH_DTYPES[self.stored.dtype])[where]
+        return as_tensor(out, self.stored.dtype, (-1,))[where]
 
     def _dequantize(self, i: int, out: np.ndarray) -> None:
         where = self.arrays[0].symbols_of(i)
@@ -143,6 +145,14 @@ class Payload:
         )
         if not exact:
             values.copy_(target)
+
+    def _dequantize_transposed(self, out: np.ndarray) -> None:
+        rows, columns = self.stored.shape[::-1]
+        codes = np.empty(rows * columns, np.uint8)
+        run_all(self.codes_tasks(codes), 1)
+        values = FORMATS[self.stored.format].codebook[torch.from_numpy(codes).int()].view(rows, columns)
+        values *= torch.from_numpy(self.scale)[:, None]
+        self._values(slice(None), out).view(columns, rows).copy_(values.t())
 
     def _from_grid(self, i: int, out: np.ndarray) -> None:
         where = self.arrays[0].symbols_of(i)
@@ -248,7 +258,7 @@ class PackedFile:
         with naming(self.path, name):
             if payload.stored.kind != "codes":
                 raise FormatError(f"it is stored as {payload.stored.kind}, not as codes; read it as a tensor")
-            rows = payload.stored.shape[0]
+            rows = payload.stored.rows
             shape = (rows, elements(payload.stored.shape) // rows)
             codes = torch.empty(shape, dtype=torch.uint8) if out is None else out
             if tuple(codes.shape) != shape or codes.dtype is not torch.uint8 or not codes.is_contiguous():

@@ -1,0 +1,174 @@
+"""load: a packed file into a model; weights that are stored as codes stay codes, whatever can be is lowered."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ggpass.artifact import Sizes, bytes_of_module
+from ggpass.errors import FormatError
+from ggpass.file.reader import PackedFile
+from ggpass.file.save import items_of
+from ggpass.formats import Quantized
+from ggpass.lower_module import lower_module
+from ggpass.lowering import Lowering
+from ggpass.modules import Lowered, LoweredWeight
+from ggpass.pipeline import Report
+from ggpass.program import owner_of
+from ggpass.targets import TARGETS, resolve
+
+
+@dataclass(frozen=True)
+class _StoredCodes(Lowering):
+    """A lowering whose codes come from a packed file instead of from the float weights, which may have no values.
+
+    Attributes:
+        file: where the codes are.
+        threads: how many decode them.
+        names: the name in the file of each weight that was accepted, by the weight's identity.
+    """
+
+    file: PackedFile = field(kw_only=True)
+    threads: int = 1
+    names: dict[int, str] = field(default_factory=dict)
+
+    def reason_to_skip(self, names: tuple[str, ...], weight: Tensor) -> str:
+        """Why this weight is not taken as codes; empty where it is."""
+        for name in names:
+            if name in self.file.names and self.file.stored(name).format == self.format.name:
+                _check_shape(name, self.file.stored(name).shape, weight)
+                self.names[id(weight)] = name
+                return ""
+        return f"the file does not hold it as {self.format.name} codes"
+
+    def worth_it(self, weight: Tensor, transposed: bool) -> bool:
+        """Whether the scales belong to the rows of this use: packing a file cannot know of a matrix used transposed."""
+        return self.file.stored(self.names[id(weight)]).transposed == transposed
+
+    def check_values(self, weights: Any) -> None:
+        """Nothing to check: the float weights are not read."""
+
+    def lower(self, name: str, weight: Tensor, transposed: bool) -> Quantized:
+        """The codes from the file, in memory that the target likes."""
+        stored = self.file.stored(self.names[id(weight)])
+        shape = (stored.rows, weight.numel() // stored.rows)
+        out = self.allocate(shape, torch.uint8) if self.allocate else None
+        return self.file.codes(self.names[id(weight)], out, threads=self.threads)
+
+
+def load(
+    path: str | Path, into: nn.Module | None = None, *, device: str | torch.device | None = None, threads: int = 0
+) -> nn.Module:
+    """Fill a model from a packed file.
+
+    1. A weight that is stored as codes stays codes: its module becomes a lowered one, as `ggpass.compile` makes them,
+       and no float copy is formed. Where that cannot be, the decoded values fill the float weight.
+    2. Every other tensor is decoded into the model's own, in the model's dtype.
+    3. The model's tensors must all be in the file; what the file holds beyond them is in the report.
+
+    Args:
+        path: what `ggpass.save` or `ggpass pack` wrote.
+        into: a model of the same architecture; its values do not matter, and it may be on the meta device. It is
+            changed, and is what comes back unless it is a single layer itself.
+        device: where the model goes afterwards.
+        threads: how many; all of the machine's if 0.
+
+    Raises:
+        FormatError: a damaged file, one that lacks a tensor of the model, or another shape; the message names it.
+    """
+    if into is None:
+        raise FormatError(
+            f"{path} holds tensors and no graph; pass a model of the same architecture: ggpass.load(path, into=model)"
+        )
+    threads = threads or os.cpu_count() or 1
+    with PackedFile(path) as file:
+        report = Report(f"load {Path(path).name}")
+        report.notes += _check_names(file, into)
+        before = bytes_of_module(into)
+        _fill_lowered(file, into, threads)
+        for name in sorted({file.stored(n).format for n in file.names} - {""}):
+            into, part = lower_module(into, _lowering(name, device, file, threads), inplace=True)
+            report.changes += part.changes
+        _fill_floats(file, into, threads)
+    into.__dict__["ggpass_report"] = report
+    into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
+    return into if device is None else into.to(device)
+
+
+def _lowering(format_name: str, device: str | torch.device | None, file: PackedFile, threads: int) -> _StoredCodes:
+    kind = torch.device(device or "cpu").type
+    usable = kind in TARGETS and TARGETS[kind].unavailable() is None
+    fmt, target = resolve(f"{format_name}-{kind if usable else 'reference'}")
+    target.prepare(fmt)
+    own = target.lowering()
+    return _StoredCodes(format=fmt, operators=own.operators, allocate=own.allocate, file=file, threads=threads)
+
+
+def _check_shape(name: str, stored: tuple[int, ...], weight: Tensor) -> None:
+    if stored != tuple(weight.shape):
+        raise FormatError(
+            f"{name} is {list(stored)} in the file and {list(weight.shape)} in the model; load it into a model of the "
+            "same configuration"
+        )
+
+
+def _check_names(file: PackedFile, model: nn.Module) -> list[str]:
+    """Raise where the file lacks a tensor of the model; notes on what the model lacks."""
+    items, aliases = items_of(model)
+    known = set(file.names)
+    # One name of a tied tensor is enough.
+    also: dict[str, list[str]] = {}
+    for alias, name in aliases.items():
+        also.setdefault(name, []).append(alias)
+    missing = [name for name in items if not known.intersection((name, *also.get(name, ())))]
+    if missing:
+        raise FormatError(
+            f"{file.path} lacks {len(missing)} of the model's {len(items)} tensors ({', '.join(missing[:3])}, …); its "
+            f"own are named like {', '.join(file.names[:3])}: load it into a model of the same architecture"
+        )
+    surplus = sorted(known - set(items) - set(aliases))
+    return [f"the file also holds {', '.join(surplus)}, which the model has no place for"] if surplus else []
+
+
+def _fill_lowered(file: PackedFile, model: nn.Module, threads: int) -> None:
+    """Fill the codes of modules that are lowered already."""
+    for path, module in model.named_modules():
+        if not isinstance(module, Lowered):
+            continue
+        name, held = f"{path}.weight" if path else "weight", module.lowered
+        if name not in file.names or file.stored(name).format != held.format.name:
+            raise FormatError(
+                f"{name} is {held.format.name} codes in the model and not in {file.path}; load into a float model"
+            )
+        quantized = file.codes(name, threads=threads)
+        if quantized.codes.shape != held.codes.shape:
+            _check_shape(name, tuple(quantized.codes.shape), held.codes)
+        _set_codes(held, quantized)
+
+
+def _set_codes(held: LoweredWeight, quantized: Quantized) -> None:
+    held.codes.copy_(quantized.codes)
+    held.scale = quantized.scale.to(held.scale.device)
+
+
+def _fill_floats(file: PackedFile, model: nn.Module, threads: int) -> None:
+    """Decode every tensor that is not in a lowered module."""
+    for name, tensor in list(model.state_dict(keep_vars=True).items()):
+        if name not in file.names:
+            continue  # codes of a lowered module, or another name of a tied tensor
+        stored = file.stored(name)
+        _check_shape(name, stored.shape, tensor)
+        value = file.read(name, threads=threads)
+        if tensor.device.type != "meta":
+            with torch.no_grad():
+                tensor.copy_(value)
+            continue
+        module, leaf = owner_of(model, name)
+        value = value.to(tensor.dtype)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=tensor.requires_grad)
+        else:
+            module._buffers[leaf] = value
