@@ -1,6 +1,6 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
-from ggpass.api import compile, report, sizes
+from ggpass.api import compile, export_onnx, lower_onnx, report, sizes
 from ggpass.artifact import Artifact, Sizes
 from ggpass.errors import (
     FormatError,
@@ -36,6 +36,8 @@ __all__ = [
     "TraceError",
     "WeightError",
     "compile",
+    "export_onnx",
+    "lower_onnx",
     "report",
     "sizes",
 ]

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ggpass.artifact import Artifact, Sizes, bytes_of_module
-from ggpass.errors import InputError
+from ggpass.errors import InputError, TargetError
 from ggpass.formats import Scheme
 from ggpass.lower_module import lower_module
 from ggpass.lowering import Lowering
@@ -90,6 +92,115 @@ def compile(
     report = Pipeline((*passes, *device.passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
     report.notes += notes
     return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)
+
+
+def export_onnx(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None,
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    target: str = "rf8-onnx",
+    scheme: Scheme | None = None,
+    opset: int = 21,
+    dynamic_shapes: Any = None,
+    passes: Iterable[Pass | Callable[[Program], Report]] = (),
+    only: str | Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+    fallback: Literal["fast", "lowmem"] | None = "fast",
+    external_data: bool | None = None,
+    check: bool = True,
+) -> Artifact:
+    """Lower a model's weights to 8 bits and write it as an ONNX file, checked in ONNX Runtime.
+
+    The file holds codes and scales, and operators of the domain `ai.ggpass`. ONNX Runtime runs it from the codes with
+    the custom-op library (`ggpass.onnxruntime.session(path)`), and any runtime runs it by the fallback in the file.
+
+    Args:
+        model: any module in float32 or float16; it stays as it is.
+        args: example inputs: a tuple, one tensor, or None where `kwargs` holds all.
+        path: the file; one named `path.data` comes beside it where the tensors are many.
+        kwargs: example keyword inputs.
+        target: `format-onnx`, such as `rf8-onnx`.
+        scheme, dynamic_shapes, passes, only, skip: as in `compile`.
+        opset: of the standard operators.
+        fallback: `fast` decodes to float weights at load, and runs like a float model; `lowmem` keeps the codes and
+            decodes them at each call, more slowly; None attaches nothing, and the file needs the library.
+        external_data: whether tensors go to a file of their own; None: above 64 MB.
+        check: compare the file with the Artifact on the example inputs.
+
+    Returns:
+        The Artifact that the file was made from; its report says what happened to every weight, and how the check went.
+
+    Raises:
+        TargetError: no onnx target, missing packages, bfloat16, or a file that computes something else (the message
+            names the first node that does).
+        TraceError: the model cannot be traced or exported.
+        InputError: no example inputs, or a path that cannot be written.
+    """
+    if args is None and kwargs is None:
+        raise InputError("export_onnx traces the model; give it example inputs (args=, kwargs=)")
+    if resolve(target)[1].name != "onnx":
+        raise TargetError(f"export_onnx writes targets that end in -onnx, as rf8-onnx, not {target!r}")
+    from ggpass.onnx.export import export_artifact
+    from ggpass.onnx.save import check_path
+
+    path = check_path(path)
+    args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    artifact = compile(
+        model,
+        args,
+        kwargs,
+        target=target,
+        scheme=scheme,
+        dynamic_shapes=dynamic_shapes,
+        passes=passes,
+        only=only,
+        skip=skip,
+    )
+    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+    written = export_artifact(
+        artifact, leaves, path, opset=opset, fallback=fallback, external_data=external_data, check=check
+    )
+    artifact.report.parts.append(written)
+    return artifact
+
+
+def lower_onnx(
+    path_in: str | Path,
+    path_out: str | Path,
+    *,
+    target: str = "rf8-onnx",
+    scheme: Scheme | None = None,
+    only: str | Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+    fallback: Literal["fast", "lowmem"] | None = "fast",
+    external_data: bool | None = None,
+) -> Report:
+    """Any ONNX file in, the same model with 8-bit weights out: MatMul, Gemm, Gather and Conv with constant weights.
+
+    Tensors are read and written one at a time, so that a model may be larger than memory.
+
+    Args:
+        path_in: a float model, from any exporter; it stays as it is.
+        path_out: the file to write, a different one.
+        target, scheme, only, skip, fallback, external_data: as in `export_onnx`; names are those of the initializers.
+
+    Returns:
+        What happened to every weight: lowered, or left with the reason.
+
+    Raises:
+        TargetError: no onnx target, or missing packages.
+        FormatError: not an ONNX model, or one that refers to data outside its directory.
+        WeightError: NaN or infinity in a weight, or a pattern that matches nothing.
+        InputError: paths that cannot be read or written.
+    """
+    device, lowering, _ = lowering_for(target, scheme, only, skip)
+    if device.name != "onnx":
+        raise TargetError(f"lower_onnx writes targets that end in -onnx, as rf8-onnx, not {target!r}")
+    from ggpass.onnx.lower import lower_file
+
+    return lower_file(path_in, path_out, lowering, fallback=fallback, external_data=external_data)
 
 
 def report(compiled: Any) -> Report:

@@ -4,9 +4,10 @@ from ggpass.errors import FormatError, TargetError
 from ggpass.formats import FORMATS, Format, get_format
 from ggpass.targets.base import Target
 from ggpass.targets.cpu import CPU_TARGET
+from ggpass.targets.onnx import ONNX_TARGET
 from ggpass.targets.reference import REFERENCE_TARGET
 
-TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, REFERENCE_TARGET)}
+TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, REFERENCE_TARGET, ONNX_TARGET)}
 
 
 def _choices() -> str:

@@ -1,0 +1,114 @@
+"""The exported file in ONNX Runtime beside the graph it was made from, on the example inputs."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ggpass.errors import TargetError
+from ggpass.onnx.from_program import Exported
+from ggpass.onnx.rounding import RUNS, bounds, run
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a file compared with its graph.
+
+    Attributes:
+        library: whether the custom-op library computed the coded nodes; else their fallback bodies did.
+        worst: the largest error over its bound, of all outputs; at most 1.
+        output: the output that it belongs to.
+    """
+
+    library: bool
+    worst: float
+    output: str
+
+    def __str__(self) -> str:
+        how = "with the custom-op library" if self.library else "by the fallback, without the custom-op library"
+        return f"checked in ONNX Runtime {how}: error at most {self.worst:.2f} of the bound (at {self.output})"
+
+
+def check_file(path: Path, exported: Exported) -> Check:
+    """Run the file on the example inputs and compare every output with the Program's.
+
+    Raises:
+        TargetError: ONNX Runtime cannot run it, or an output differs by more than rounding explains; names the first
+            node that does.
+    """
+    from ggpass.onnxruntime import library_or_reason, session
+
+    inputs = list(exported.inputs.values())
+    expected = run(exported.reference, inputs, None)
+    runs = [run(exported.reference, inputs, seed) for seed in range(RUNS)]
+    returned: Any = exported.reference.graph.output_node().args[0]
+    nodes: list[str] = [argument.name for argument in returned]
+    limits = bounds(expected, runs, list(dict.fromkeys(nodes)))
+    feed = {name: tensor.detach().cpu().numpy() for name, tensor in exported.inputs.items()}
+    try:
+        opened = session(path)
+        names = [output.name for output in opened.get_outputs()]
+        # An input that the graph does not read is no input of the file.
+        feed = {i.name: feed[i.name] for i in opened.get_inputs()}
+        results = opened.run(names, feed)
+    except Exception as error:  # ONNX Runtime raises its own classes, all derived from Exception
+        raise TargetError(
+            f"ONNX Runtime cannot run {path}: {' '.join(str(error).split())}; the file is written, and wrong"
+        ) from error
+    worst, where = 0.0, names[0] if names else "no output"
+    for name, node, result in zip(names, nodes, results):
+        ratio = error_over_bound(result, expected[node], limits[node])
+        if not ratio <= 1:
+            first = _first_difference(path, exported, expected, runs, feed)
+            raise TargetError(
+                f"{path} does not compute what the model does: output {name!r} is off by {ratio:.3g} times what "
+                f"rounding explains, and {first}; skip the weight there (skip=), and please report the model"
+            )
+        if ratio > worst:
+            worst, where = ratio, name
+    return Check(isinstance(library_or_reason(), Path), worst, where)
+
+
+def error_over_bound(result: Any, expected: Tensor, bound: Tensor) -> float:
+    """max |result − expected| / bound; infinite for another shape, or NaN in one only."""
+    want = expected.detach().cpu().double()
+    got = torch.from_numpy(np.asarray(result)).double()
+    if got.shape != want.shape:
+        return float("inf")
+    error = (got - want).abs()
+    error[(got == want) | (got.isnan() & want.isnan())] = 0.0
+    ratio = torch.where(error == 0, 0.0, error / bound.cpu()).nan_to_num(float("inf"))
+    return ratio.max().item() if ratio.numel() else 0.0
+
+
+def _first_difference(
+    path: Path,
+    exported: Exported,
+    expected: dict[str, Tensor],
+    runs: list[dict[str, Tensor]],
+    feed: dict[str, Any],
+) -> str:
+    """The first node, in the file's order, whose result is beyond its bound while its operands' were not."""
+    from ggpass.onnxruntime import session
+
+    model = ir.load(path)
+    shown = {output.name for output in model.graph.outputs}
+    common = [value for node in model.graph for value in node.outputs if value.name in expected]
+    model.graph.outputs.extend(value for value in common if value.name not in shown)
+    names = [str(value.name) for value in common]
+    # External data is found relative to the file, so the copy lies beside it.
+    with tempfile.NamedTemporaryFile(prefix=f".{path.stem}.", suffix=".onnx", dir=path.parent) as file:
+        ir.save(model, file.name)
+        results = session(file.name).run(names, feed)
+    limits = bounds(expected, runs, names)
+    for name, value, result in zip(names, common, results):
+        ratio = error_over_bound(result, expected[name], limits[name])
+        producer = value.producer()
+        if not ratio <= 1 and producer is not None:
+            return f"the first node that is off is {producer.name!r} ({producer.op_type}), by {ratio:.3g} times"
+    return "no node before it is off by itself"

@@ -1,0 +1,112 @@
+"""Conv(x, Reshape(Dequantize(codes, scale))) → CodedConv(x, codes, scale), and every bias and attribute made explicit.
+
+1. A convolution of one or two spatial dimensions whose weight is decoded for it alone, with numeric padding, becomes
+   one node; any other keeps its Dequantize.
+2. A missing bias becomes zeros, since the bodies cannot ask for it (`bodies`, 6); zeros of one length are stored once.
+3. Attributes that ONNX leaves to their defaults are written out, for the same reason.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from ggpass.onnx.names import DOMAIN
+
+
+def complete(model: ir.Model) -> int:
+    """Applies 1 to 3 to a model and to the bodies of its If and Loop nodes; the number of fused convolutions."""
+    fused = sum(_fuse_convolutions(graph) for graph in model.graphs())
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == DOMAIN and node.op_type.endswith(("MatMul", "Conv")):
+                _give_bias(model.graph, node)
+    return fused
+
+
+def conv_reason(conv: ir.Node, kernel: list[int]) -> str:
+    """Why a Conv has no coded twin; empty where it has one."""
+    if len(kernel) not in (1, 2):
+        return f"a convolution of {len(kernel)} spatial dimensions has no operator of its own"
+    padding = conv.attributes.get_string("auto_pad", "NOTSET")
+    if padding not in ("NOTSET", "VALID"):
+        return f"auto_pad={padding} depends on the input's size"
+    return ""
+
+
+def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list[int]) -> ir.Node:
+    """The coded twin of a Conv, with all attributes written out.
+
+    Args:
+        coded: codes and scale, and the codebook where the format is not rf8.
+        kernel: the spatial shape of the weight.
+    """
+    axes, attributes = len(kernel), conv.attributes
+    bias = list(conv.inputs[2:3])
+    return ir.Node(
+        DOMAIN,
+        operator,
+        [conv.inputs[0], *coded, *bias],
+        [
+            ir.AttrInt64s("kernel_shape", kernel),
+            ir.AttrInt64s("strides", list(attributes.get_ints("strides", [1] * axes) or [])),
+            ir.AttrInt64s("pads", list(attributes.get_ints("pads", [0] * 2 * axes) or [])),
+            ir.AttrInt64s("dilations", list(attributes.get_ints("dilations", [1] * axes) or [])),
+            ir.AttrInt64("group", attributes.get_int("group", 1) or 1),
+        ],
+        num_outputs=1,
+        name=conv.name,
+    )
+
+
+def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put `new` in the place of `old`: its output takes over the name, type, shape and users."""
+    was, now = old.outputs[0], new.outputs[0]
+    now.name, now.type, now.shape = was.name, was.type, was.shape
+    graph.insert_before(old, new)
+    ir.convenience.replace_all_uses_with(was, now, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+
+
+def _fuse_convolutions(graph: ir.Graph) -> int:
+    fused = 0
+    for conv in list(graph):
+        if conv.op_type != "Conv" or conv.domain not in ("", "ai.onnx"):
+            continue
+        reshape = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+        if reshape is None or reshape.op_type != "Reshape" or len(list(reshape.outputs[0].uses())) != 1:
+            continue
+        decode = reshape.inputs[0].producer() if reshape.inputs[0] is not None else None
+        shape = reshape.outputs[0].shape
+        if decode is None or decode.domain != DOMAIN or shape is None or not shape.is_static():
+            continue
+        kernel = [int(size) for size in shape.numpy()[2:]]
+        if decode.graph is not graph or conv_reason(conv, kernel):
+            continue
+        operator = decode.op_type.replace("Dequantize", "Conv")
+        replace(graph, conv, coded_conv(conv, operator, [v for v in decode.inputs if v is not None], kernel))
+        shape_value = reshape.inputs[1]
+        for node in (reshape, decode):
+            if not list(node.outputs[0].uses()):
+                graph.remove(node, safe=True)
+        if shape_value is not None and shape_value.is_initializer() and not list(shape_value.uses()):
+            del graph.initializers[str(shape_value.name)]
+        fused += 1
+    return fused
+
+
+def _give_bias(main: ir.Graph, node: ir.Node) -> None:
+    position = 4 if node.op_type.startswith("Codebook") else 3
+    if len(node.inputs) > position and node.inputs[position] is not None:
+        return
+    x, codes = node.inputs[0], node.inputs[1]
+    assert x is not None
+    assert codes is not None
+    assert codes.const_value is not None
+    half = x.dtype is ir.DataType.FLOAT16
+    length = int(codes.const_value.shape.numpy()[0])
+    name = f"ggpass_zeros_{length}" + ("_half" if half else "")
+    if name not in main.initializers:
+        tensor = ir.tensor(np.zeros(length, np.float16 if half else np.float32), name=name)
+        zeros = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape([length]))
+        main.register_initializer(zeros)
+    node.resize_inputs(position + 1)
+    node.replace_input_with(position, main.initializers[name])
