@@ -39,6 +39,7 @@ typedef struct {
 } Launch;
 
 static OpenMP omp;
+static __thread int inline_only;
 
 static void find_openmp(void) {
   void *parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
@@ -56,6 +57,9 @@ EXPORT int ggpass_parallel_init(void) {
   return omp.parallel != NULL;
 }
 
+/* With 1, this thread's next launches run inline: waking the pool costs more than a small layer. */
+EXPORT void ggpass_parallel_inline(int on) { inline_only = on; }
+
 /* The runtime may grant fewer threads than asked: each then takes every n-th task. */
 static void team(void *opaque) {
   Launch *launch = opaque;
@@ -66,7 +70,7 @@ static void team(void *opaque) {
 
 /* TVMBackendParallelLaunch: num_task = 0 means one task for each thread of the pool. */
 EXPORT int ggpass_parallel_launch(Lambda lambda, void *data, int num_task) {
-  int threads = omp.parallel && !omp.in_parallel() ? omp.max_threads() : 1;
+  int threads = omp.parallel && !inline_only && !omp.in_parallel() ? omp.max_threads() : 1;
   Launch launch = {lambda, data, num_task > 0 ? num_task : threads, 0};
   if (threads > 1 && launch.tasks > 1) {
     omp.parallel(team, &launch, (unsigned)(threads < launch.tasks ? threads : launch.tasks), 0);

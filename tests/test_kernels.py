@@ -88,6 +88,15 @@ def test_scalar_scale_and_no_bias(kernels, m: int) -> None:
             check(kernels, "rf8", x, codes, scale, bias)
 
 
+@pytest.mark.parametrize("m", [1, 20, 400])
+def test_parameters_that_require_gradients_are_only_read(kernels, m: int) -> None:
+    x, codes = torch.randn(m, 70, requires_grad=True), random_codes("rf8", 6, 70)
+    bias = torch.nn.Parameter(torch.randn(6))
+    y = kernels.linear(x, codes, torch.ones(6, requires_grad=True), bias, RF8_CODEBOOK)
+    assert not y.requires_grad
+    assert torch.equal(y, kernels.linear(x.detach(), codes, torch.ones(6), bias.detach(), RF8_CODEBOOK))
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 70), (3, 0, 70), (3, 5, 0), (0, 0, 0)])
 def test_empty_dimensions(kernels, m: int, n: int, k: int) -> None:
     x, codes, bias = torch.randn(m, k), torch.zeros(n, k, dtype=torch.uint8), torch.randn(n)

@@ -78,6 +78,18 @@ def test_kernels_take_as_many_threads_as_torch_has(kernels) -> None:
     """)
 
 
+def test_a_small_layer_does_not_wake_the_pool_and_the_next_large_one_does(kernels) -> None:
+    run_in_new_process("""
+        torch.set_num_threads(3)
+        before = threads()
+        codes = torch.full((64, 64), 0x7B, dtype=torch.uint8)
+        kernels.linear(torch.ones(1, 64), codes, torch.ones(1), None, RF8_CODEBOOK)
+        assert threads() == before, (before, threads())
+        call()
+        assert threads() == before + 2, (before, threads())
+    """)
+
+
 def test_calls_from_other_threads_at_once_agree(kernels) -> None:
     torch.manual_seed(0)
     codes = torch.randint(8, 128, (96, 200), dtype=torch.uint8) | 1

@@ -16,6 +16,8 @@ from ggpass.kernels.regimes import BY_KIND, PANEL_VECTORS
 LINE = 64
 #: Bytes of weights dequantized at a time for the BLAS: they stay in the last-level cache.
 BLOCK_BYTES = 8 << 20
+#: Multiplications below which a call runs inline: some 8 µs, about what waking the pool takes.
+INLINE_BELOW = 1 << 17
 
 
 class CpuKernels:
@@ -25,9 +27,15 @@ class CpuKernels:
     run on torch's OpenMP threads, as many as `torch.get_num_threads()` says.
     """
 
-    def __init__(self, isa: Isa, function: Callable[[str], Callable[..., None]]) -> None:
-        """Args: `function(name)` returns the kernel called `name`."""
+    def __init__(self, isa: Isa, function: Callable[[str], Callable[..., None]], inline: Callable[[int], None]) -> None:
+        """Wrap a loaded library.
+
+        Args:
+            function: function(name) returns the kernel called `name`.
+            inline: inline(1) makes the calling thread's loops run inline, inline(0) on the pool again.
+        """
         self.isa = isa
+        self._inline = inline
         self._codebooks = Codebooks()
         self._function = {
             f"{kernel}_{kind}": function(f"{kernel}_{kind}")
@@ -74,7 +82,8 @@ class CpuKernels:
         if bias is None:
             bias = self._no_bias.expand(n)
         y = torch.empty(m, n)
-        self._run(f"{regime}_{kind}", x, self._workspace(regime, m, k), codes, scale, bias, codebook, y)
+        packed = self._workspace(regime, m, k)
+        self._run(m * n * k, f"{regime}_{kind}", x, packed, codes, scale, bias, codebook, y)
         return y
 
     def dequantize(self, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,7 +120,7 @@ class CpuKernels:
             return out[:, :k].contiguous()
         scale = scale if unit == 1.0 else scale * unit
         out = torch.empty(ids.shape[0], k)
-        self._run(f"embedding_{kind}", ids.contiguous(), codes, scale.expand(n), codebook, out)
+        self._run(out.numel(), f"embedding_{kind}", ids.contiguous(), codes, scale.expand(n), codebook, out)
         return out
 
     def _decode(self, codes: Tensor, scale: Tensor, codebook: Tensor, out: Tensor) -> None:
@@ -119,12 +128,13 @@ class CpuKernels:
         kind, unit = self._codebooks.of(codebook)
         scale = (scale if unit == 1.0 else scale * unit).expand(n)
         if k >= LINE:
-            self._run(f"dequantize_{kind}", codes, scale, codebook, out)
+            self._run(out.numel(), f"dequantize_{kind}", codes, scale, codebook, out)
             return
         padded = torch.empty(n, LINE)
-        self._run(f"dequantize_{kind}", F.pad(codes, (0, LINE - k)), scale, codebook, padded)
+        self._run(padded.numel(), f"dequantize_{kind}", F.pad(codes, (0, LINE - k)), scale, codebook, padded)
         out.copy_(padded[:, :k])
 
+    @torch.no_grad()
     def _dequantize_and_multiply(
         self, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, codebook: Tensor, kind: str
     ) -> Tensor:
@@ -135,7 +145,8 @@ class CpuKernels:
         for first in range(0, n, rows):
             last = min(first + rows, n)
             weights, out = block[: last - first], y[:, first:last]
-            self._run(f"dequantize_{kind}", codes[first:last], scale[first:last], codebook, weights)
+            part = codes[first:last]
+            self._run(part.numel(), f"dequantize_{kind}", part, scale[first:last], codebook, weights)
             if bias is None:
                 torch.mm(x, weights.T, out=out)
             else:
@@ -147,7 +158,14 @@ class CpuKernels:
         width = PANEL_VECTORS * self.isa.lanes if regime == "tile" else int(regime.removeprefix("rows"))
         return torch.empty(-(-m // width) * width * (-(-k // LINE) * LINE))
 
-    def _run(self, name: str, *arguments: Tensor) -> None:
+    def _run(self, work: int, name: str, *arguments: Tensor) -> None:
+        if work < INLINE_BELOW:
+            self._inline(1)
+            try:
+                self._function[name](*arguments)
+            finally:
+                self._inline(0)
+            return
         # In a thread new to torch this call also hands its thread count to OpenMP, whose own is per thread.
         torch.get_num_threads()
         self._function[name](*arguments)

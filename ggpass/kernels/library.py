@@ -53,5 +53,4 @@ def _open(isa: Isa, path: Path) -> CpuKernels:
         raise KernelsUnavailable(
             f"cannot load the built kernels {path} ({error}); delete the file to build it anew"
         ) from error
-    connect(path.resolve())
-    return CpuKernels(isa, module.get_function)
+    return CpuKernels(isa, module.get_function, connect(path.resolve()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,24 +24,34 @@ _HOOKS = {
 
 
 @functools.cache
-def _shim() -> ctypes.CDLL:
+def _shim() -> ctypes.PyDLL:
     spec = find_spec("ggpass._parallel")
     if spec is None or spec.origin is None:
         raise KernelsUnavailable(
             "the native module ggpass._parallel is missing, so ggpass was not installed but only put on the path; "
             "run `pip install .` (or `pip install -e .`) in its source folder"
         )
-    shim = ctypes.CDLL(spec.origin)
+    shim = ctypes.PyDLL(spec.origin)  # the calls return at once: keeping the interpreter's lock is cheaper
+    try:
+        shim.ggpass_parallel_inline.argtypes = [ctypes.c_int]
+    except AttributeError as error:
+        raise KernelsUnavailable(
+            f"{spec.origin} was built from another version of ggpass ({error}); run `pip install -e .` again"
+        ) from error
+    shim.ggpass_parallel_inline.restype = None
     if not shim.ggpass_parallel_init():
         logger.warning("torch brought no OpenMP run time along: the kernels run on one thread")
     return shim
 
 
-def connect(library: Path) -> None:
+def connect(library: Path) -> Callable[[int], None]:
     """Point the loaded kernel library at the shim.
 
     The pointers are set in this library alone and not in TVM's process-wide registry: another TVM module in the
     process keeps its own thread pool.
+
+    Returns:
+        `inline(on)`: with 1, loops launched from the calling thread run inline until it is called with 0.
     """
     shim, kernels = _shim(), ctypes.CDLL(str(library))
     for hook, function in _HOOKS.items():
@@ -49,3 +60,4 @@ def connect(library: Path) -> None:
         except ValueError:
             continue
         pointer.value = ctypes.cast(getattr(shim, function), ctypes.c_void_p).value
+    return shim.ggpass_parallel_inline
