@@ -1,4 +1,4 @@
-"""The command line: `ggpass inspect | compile | bench | targets`; each command is a file here."""
+"""The command line: `ggpass inspect | compile | pack | unpack | bench | targets`; each command is a file here."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from ggpass.cli.bench import bench_command
 from ggpass.cli.compile import compile_command
 from ggpass.cli.console import stderr
 from ggpass.cli.inspect import inspect_command
+from ggpass.cli.pack import pack_command, unpack_command
 from ggpass.cli.targets import targets_command
 from ggpass.errors import GgpassError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect_command)
 app.command("compile")(compile_command)
+app.command("pack")(pack_command)
+app.command("unpack")(unpack_command)
 app.command("bench")(bench_command)
 app.command("targets")(targets_command)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ggpass.cli.console import many, progress, stdout
+from ggpass.cli.packed import inspect_packed, is_packed_file
 from ggpass.render import wrap_name
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def inspect_command(
     Rows (dimension 0) are taken as the output channels. A file does not say which weights are transposed, as those of
     Hugging Face's Conv1D (GPT-2) are: there the scales of `ggpass compile` differ from those shown here.
 
+    Of a file that `ggpass pack` wrote: the bits that each weight takes, and the entropy of its symbols.
+
     Nothing is unpickled: .bin and .pt files are refused.
     """
     from ggpass.checkpoint import Checkpoint
@@ -49,6 +52,9 @@ def inspect_command(
 
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")
+    if is_packed_file(file):
+        inspect_packed(file, json)
+        return
     checkpoint = Checkpoint(file)
     with progress() as bar:
         task = bar.add_task("inspecting", total=sum(info.nbytes for info in checkpoint.tensors))

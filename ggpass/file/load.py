@@ -19,6 +19,7 @@ from ggpass.modules import Lowered, LoweredWeight
 from ggpass.pipeline import Report
 from ggpass.program import owner_of
 from ggpass.targets import TARGETS, resolve
+from ggpass.targets.reference import REFERENCE_TARGET
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def load(
         path: what `ggpass.save` or `ggpass pack` wrote.
         into: a model of the same architecture; its values do not matter, and it may be on the meta device. It is
             changed, and is what comes back unless it is a single layer itself.
-        device: where the model goes afterwards.
+        device: where the model goes afterwards, and so which target's operators it gets; `reference` leaves it where it
+            is and computes in plain torch. The CPU's if left out.
         threads: how many; all of the machine's if 0.
 
     Raises:
@@ -95,13 +97,13 @@ def load(
         _fill_floats(file, into, threads)
     into.__dict__["ggpass_report"] = report
     into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
-    return into if device is None else into.to(device)
+    return into if str(device) in ("None", REFERENCE_TARGET.name) else into.to(device)
 
 
 def _lowering(format_name: str, device: str | torch.device | None, file: PackedFile, threads: int) -> _StoredCodes:
-    kind = torch.device(device or "cpu").type
+    kind = str(device or "cpu").partition(":")[0]
     usable = kind in TARGETS and TARGETS[kind].unavailable() is None
-    fmt, target = resolve(f"{format_name}-{kind if usable else 'reference'}")
+    fmt, target = resolve(f"{format_name}-{kind if usable else REFERENCE_TARGET.name}")
     target.prepare(fmt)
     own = target.lowering()
     return _StoredCodes(format=fmt, operators=own.operators, allocate=own.allocate, file=file, threads=threads)
