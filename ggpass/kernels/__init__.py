@@ -1,0 +1,1 @@
+"""Generated kernels. Only `generate` imports tvm, and only when something must be built."""

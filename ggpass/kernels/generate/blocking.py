@@ -1,8 +1,9 @@
 """How each kernel is blocked, as measured on Zen 3 (4096 x 4096, one thread): rows of x, then GB/s of codes.
 
-rows1: prefetch 1 KiB ahead 16.0, 2 KiB 16.7, 4 KiB 16.2; two or four rows of codes at a time, 4096 / 2 apart, read
-faster (raw 22 instead of 20) but spill registers, and lose: 15.2. rows8 without blocks of depth reads x from L2: 2.9
-instead of 4.3. tile: one vector of rows by twelve columns needs more loads than two by six: 3.7 instead of 4.3 at 8.
+rows1: prefetch 1 KiB ahead 16.0, 2 KiB 16.7, 4 KiB 16.2. Two or four rows of codes at a time, 4096 / 2 or / 4 apart,
+would read faster (22 to 23 without any decoding, against 20 for one), but decoding two rows at once spills registers
+and loses: 15.2. Eight sums a row spill as well: 12.3. Eight rows of x: rows8 takes 3.9 ms, a tile of one vector by
+twelve columns 4.5 ms (more loads than products), of two vectors by six 7.0 ms (half of it padding).
 """
 
 from __future__ import annotations
