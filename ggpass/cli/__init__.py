@@ -1,4 +1,4 @@
-"""The command line: `ggpass inspect | compile | pack | unpack | bench | targets`; each command is a file here."""
+"""The command line: `ggpass inspect | compile | pack | unpack | export | lower-onnx | bench | targets`; each command is a file here."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from rich.markup import escape
 from ggpass.cli.bench import bench_command
 from ggpass.cli.compile import compile_command
 from ggpass.cli.console import stderr
+from ggpass.cli.export import export_command, lower_onnx_command
 from ggpass.cli.inspect import inspect_command
 from ggpass.cli.pack import pack_command, unpack_command
 from ggpass.cli.targets import targets_command
@@ -28,6 +29,8 @@ app.command("inspect")(inspect_command)
 app.command("compile")(compile_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
+app.command("export")(export_command)
+app.command("lower-onnx")(lower_onnx_command)
 app.command("bench")(bench_command)
 app.command("targets")(targets_command)
 
