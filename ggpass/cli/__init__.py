@@ -1,4 +1,4 @@
-"""The command line: `ggpass inspect | compile | pack | unpack | export | lower-onnx | bench | targets`; each command is a file here."""
+"""The command line, `ggpass inspect | compile | pack | export …`; each command is a file here."""
 
 import sys
 from collections.abc import Sequence

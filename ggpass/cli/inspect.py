@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ggpass.cli.coded_file import inspect_coded_onnx, is_coded_onnx, is_onnx_file
 from ggpass.cli.console import many, progress, stdout
 from ggpass.cli.packed import inspect_packed, is_packed_file
 from ggpass.render import wrap_name
@@ -20,7 +21,8 @@ def inspect_command(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A .safetensors file, a .safetensors.index.json, or a directory that holds one."
+            metavar="FILE",
+            help="A .safetensors or .onnx file, a .safetensors.index.json, or a directory that holds one.",
         ),
     ],
     plot: Annotated[
@@ -41,6 +43,8 @@ def inspect_command(
     Rows (dimension 0) are taken as the output channels. A file does not say which weights are transposed, as those of
     Hugging Face's Conv1D (GPT-2) are: there the scales of `ggpass compile` differ from those shown here.
 
+    Of an ONNX file that ggpass wrote: which operators compute with each weight, and the entropy of its codes.
+
     Of a file that `ggpass pack` wrote: the bits that each weight takes, and the entropy of its symbols.
 
     Nothing is unpickled: .bin and .pt files are refused.
@@ -55,7 +59,15 @@ def inspect_command(
     if is_packed_file(file):
         inspect_packed(file, json)
         return
-    checkpoint = Checkpoint(file)
+    if is_onnx_file(file):
+        if is_coded_onnx(file):
+            inspect_coded_onnx(file, json)
+            return
+        from ggpass.onnx.checkpoint import OnnxCheckpoint
+
+        checkpoint: Checkpoint = OnnxCheckpoint(file)
+    else:
+        checkpoint = Checkpoint(file)
     with progress() as bar:
         task = bar.add_task("inspecting", total=sum(info.nbytes for info in checkpoint.tensors))
         result = inspect_checkpoint(file, progress=lambda info: bar.advance(task, info.nbytes), checkpoint=checkpoint)

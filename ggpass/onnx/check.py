@@ -31,7 +31,7 @@ class Check:
 
     def __str__(self) -> str:
         how = "with the custom-op library" if self.library else "by the fallback, without the custom-op library"
-        return f"checked in ONNX Runtime {how}: error at most {self.worst:.2f} of the bound (at {self.output})"
+        return f"checked in ONNX Runtime {how}: error at most {self.worst:.2g} of the bound (at {self.output})"
 
 
 def check_file(path: Path, exported: Exported) -> Check:

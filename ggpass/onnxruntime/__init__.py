@@ -1,6 +1,6 @@
 """ONNX Runtime with the ggpass operators: a session that runs 8-bit weights, ready to use.
 
-`ggpass.onnxruntime.library.library_path()` names the custom-op library for C++, C# and Java.
+`library_path()`, or `python -m ggpass.onnxruntime`, names the custom-op library for C++, C# and Java.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggpass.errors import GgpassError
+from ggpass.onnxruntime.library import library_path
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -19,10 +20,6 @@ logger = logging.getLogger("ggpass")
 
 def library_or_reason() -> Path | str:
     """The custom-op library, or why there is none and what to do about it."""
-    try:
-        from ggpass.onnxruntime.library import library_path
-    except ImportError:
-        return "this ggpass was built without the ONNX Runtime custom-op library; install a wheel"
     try:
         return library_path()
     except GgpassError as error:
@@ -76,3 +73,6 @@ def session(
     import onnxruntime
 
     return onnxruntime.InferenceSession(str(path), ready, **{"providers": ["CPUExecutionProvider"], **kwargs})
+
+
+__all__ = ["library_or_reason", "library_path", "session", "session_options"]

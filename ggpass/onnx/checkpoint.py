@@ -1,0 +1,50 @@
+"""The float weights of an ONNX file as a Checkpoint: `ggpass inspect` fits them as it fits those of safetensors."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor
+
+from ggpass.checkpoint import Checkpoint, TensorInfo
+from ggpass.errors import FormatError
+from ggpass.onnx.coded import torch_tensor
+from ggpass.onnx.reader import load
+from ggpass.onnx.weights import Weight, find_weights
+
+_DTYPES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.DOUBLE: "F64",
+}
+
+
+class OnnxCheckpoint(Checkpoint):
+    """Every floating constant of the graph; a matrix has the output channels of its use as rows, however it is stored.
+
+    Raises:
+        FormatError: not an ONNX model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._weights = {weight.name: weight for weight in find_weights(load(path))}
+        self.tensors = tuple(
+            TensorInfo(name, _shape(weight), _DTYPES[weight.tensor.dtype], self.path)
+            for name, weight in self._weights.items()
+        )
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._weights:
+            raise FormatError(f"{self.path} holds no tensor {name!r}; `ggpass inspect` lists them")
+        weight = self._weights[name]
+        tensor = torch_tensor(weight.tensor)
+        return tensor.t() if _transposed(weight) else tensor
+
+
+def _transposed(weight: Weight) -> bool:
+    return len(weight.shape) == 2 and bool(weight.uses) and all(use.transposed for use in weight.uses)
+
+
+def _shape(weight: Weight) -> tuple[int, ...]:
+    return tuple(reversed(weight.shape)) if _transposed(weight) else weight.shape

@@ -1,0 +1,106 @@
+"""H = −Σ p_c log2 p_c of the codes of each weight in an exported file, and what else the file holds."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ggpass.errors import FormatError
+from ggpass.onnx.names import DOMAIN
+from ggpass.onnx.reader import file_bytes, load
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """The codes of one weight.
+
+    Attributes:
+        operators: what computes with them, each name once.
+        uses: how many nodes do; more than one for tied weights.
+        entropy: zero-order, in bits a code.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    uses: int
+    shape: tuple[int, ...]
+    entropy: float
+
+    @property
+    def size(self) -> int:
+        """Codes, one byte each."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """What `ggpass inspect` shows of an exported file.
+
+    Attributes:
+        opset: of the standard operators.
+        file_bytes: of the model and of what lies beside it.
+        fallback: whether the operators have bodies for runtimes without our library.
+        other_bytes: of all tensors that are not codes: scales, biases, norms.
+    """
+
+    opset: int
+    file_bytes: int
+    fallback: bool
+    tensors: tuple[CodedTensor, ...]
+    other_bytes: int
+
+    @property
+    def entropy(self) -> float:
+        """Σ size·H / Σ size, bits a code."""
+        return sum(t.size * t.entropy for t in self.tensors) / max(1, sum(t.size for t in self.tensors))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "entropy": self.entropy}
+
+
+def is_coded(model: ir.Model) -> bool:
+    """Whether a model computes with our operators."""
+    return any(node.domain == DOMAIN for graph in model.graphs() for node in graph)
+
+
+def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> CodedFile:
+    """Read every code of a file once.
+
+    Raises:
+        FormatError: not an ONNX model, or codes that are computed rather than stored.
+    """
+    model = load(path)
+    users: dict[str, list[str]] = {}
+    values: dict[str, ir.Value] = {}
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == DOMAIN:
+                codes = node.inputs[0 if node.op_type.endswith("Dequantize") else 1]
+                if codes is None or codes.const_value is None:
+                    raise FormatError(f"{path}: the codes of {node.name!r} are no constant; export the model again")
+                users.setdefault(str(codes.name), []).append(node.op_type)
+                values[str(codes.name)] = codes
+    tensors = []
+    for name, value in values.items():
+        progress(name)
+        tensor = value.const_value
+        assert tensor is not None
+        shape = tuple(int(size) for size in tensor.shape.numpy())
+        if tensor.dtype is not ir.DataType.UINT8 or len(shape) != 2:
+            raise FormatError(f"{path}: codes are (N, K) uint8, and {name!r} is {tensor.dtype.name} {shape}")
+        counts = np.bincount(tensor.numpy().reshape(-1), minlength=256)
+        p = counts[counts > 0] / max(1, counts.sum())
+        entropy = max(0.0, float(-(p * np.log2(p)).sum()))
+        tensors.append(CodedTensor(name, tuple(dict.fromkeys(users[name])), len(users[name]), shape, entropy))
+    kept = (v.const_value for g in model.graphs() for n, v in g.initializers.items() if n not in values)
+    return CodedFile(
+        opset=model.opset_imports.get("", 0),
+        file_bytes=file_bytes(path, model),
+        fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
+        tensors=tuple(tensors),
+        other_bytes=sum(tensor.nbytes for tensor in kept if tensor is not None),
+    )
