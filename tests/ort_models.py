@@ -42,7 +42,7 @@ def value(name: str, dtype: int, shape: Sequence[int | str | None] | None = None
 
 def initializer(name: str, array: np.ndarray) -> Any:
     """A weight in the file."""
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+    return onnx.numpy_helper.from_array(array, name)
 
 
 def node(op: str, inputs: Sequence[str], output: str = "y", name: str = "here", **attributes: Any) -> Any:

@@ -161,45 +161,26 @@ def test_every_code_decodes_bit_exactly(isa: str) -> None:
     assert np.array_equal(run(proto), weights.codebook[every.long()].numpy())
 
 
+#: Shape of x, output channels, kernel_shape, and the attributes of the node.
 CONVOLUTIONS = {
-    "3x3, padded": {"shape": (2, 8, 9, 11), "out": 13, "kernel": (3, 3), "pads": [1, 1, 1, 1]},
-    "stride, dilation, uneven pads": {
-        "shape": (1, 5, 17, 13),
-        "out": 9,
-        "kernel": (3, 2),
-        "pads": [2, 0, 1, 3],
-        "strides": [2, 3],
-        "dilations": [3, 2],
-    },
-    "1x1": {"shape": (2, 70, 6, 7), "out": 24, "kernel": (1, 1)},
-    "groups": {"shape": (2, 6, 10, 10), "out": 32, "kernel": (3, 3), "group": 2, "pads": [1, 1, 1, 1]},
-    "depthwise": {
-        "shape": (2, 16, 10, 9),
-        "out": 16,
-        "kernel": (3, 3),
-        "group": 16,
-        "pads": [1, 1, 1, 1],
-        "strides": [2, 1],
-    },
-    "depthwise, all padding": {"shape": (1, 3, 1, 1), "out": 3, "kernel": (5, 5), "group": 3, "pads": [4, 4, 4, 4]},
-    "one dimension": {
-        "shape": (2, 20, 41),
-        "out": 12,
-        "kernel": (5,),
-        "pads": [2, 3],
-        "strides": [2],
-        "dilations": [2],
-    },
-    "many positions": {"shape": (1, 3, 40, 40), "out": 16, "kernel": (7, 7), "pads": [3, 3, 3, 3], "strides": [2, 2]},
-}
+    "3x3, padded": ((2, 8, 9, 11), 13, (3, 3), {"pads": [1, 1, 1, 1]}),
+    "stride, dilation, uneven pads": (
+        (1, 5, 17, 13), 9, (3, 2), {"pads": [2, 0, 1, 3], "strides": [2, 3], "dilations": [3, 2]}
+    ),
+    "1x1": ((2, 70, 6, 7), 24, (1, 1), {}),
+    "groups": ((2, 6, 10, 10), 32, (3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
+    "depthwise": ((2, 16, 10, 9), 16, (3, 3), {"group": 16, "pads": [1, 1, 1, 1], "strides": [2, 1]}),
+    "depthwise, all padding": ((1, 3, 1, 1), 3, (5, 5), {"group": 3, "pads": [4, 4, 4, 4]}),
+    "one dimension": ((2, 20, 41), 12, (5,), {"pads": [2, 3], "strides": [2], "dilations": [2]}),
+    "many positions": ((1, 3, 40, 40), 16, (7, 7), {"pads": [3, 3, 3, 3], "strides": [2, 2]}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ["rf8", "int8", "any"])
 def test_conv_is_within_the_accumulation_bound(case: str, dtype: str, name: str) -> None:
-    given = dict(CONVOLUTIONS[case])
-    shape, out, kernel = given.pop("shape"), given.pop("out"), given.pop("kernel")
+    shape, out, kernel, given = CONVOLUTIONS[case]
     groups, axes = given.get("group", 1), len(kernel)
     weights = Weights(name, out, shape[1] // groups * int(np.prod(kernel)))
     to = getattr(torch, dtype)
