@@ -1,4 +1,4 @@
-"""export_onnx on real architectures, three ways at other sizes against the Artifact; what a user meets when it fails."""
+"""export_onnx on real architectures, three ways at other sizes against the Artifact; what a user meets if it fails."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ggpass.errors import FormatError
 from ggpass.onnx.names import DOMAIN
-from ggpass.onnx.reader import file_bytes, load
+from ggpass.onnx.reader import bytes_of, load
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
     kept = (v.const_value for g in model.graphs() for n, v in g.initializers.items() if n not in values)
     return CodedFile(
         opset=model.opset_imports.get("", 0),
-        file_bytes=file_bytes(path, model),
+        file_bytes=bytes_of(path, model),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
         tensors=tuple(tensors),
         other_bytes=sum(tensor.nbytes for tensor in kept if tensor is not None),

@@ -23,8 +23,8 @@ from ggpass.onnx.bodies import MIN_OPSET, Fallback
 from ggpass.onnx.coded import CodedWeight, constant
 from ggpass.onnx.complete import coded_conv, complete, conv_reason, replace
 from ggpass.onnx.names import DOMAIN, operator_name
-from ggpass.onnx.reader import file_bytes, load
-from ggpass.onnx.save import attach_functions, check_path, save
+from ggpass.onnx.reader import bytes_of, files_of, load
+from ggpass.onnx.save import attach_functions, check_path, data_path, save
 from ggpass.onnx.weights import Kind, Use, Weight, find_weights
 from ggpass.pipeline import Change, Report, Skip
 
@@ -46,10 +46,11 @@ def lower_file(
 ) -> Report:
     """See `ggpass.lower_onnx`."""
     path_in, path_out = Path(path_in), check_path(path_out)
-    if path_out.exists() and path_in.exists() and path_out.samefile(path_in):
-        raise InputError(f"{path_out} is the model itself; write to another file")
     model = load(path_in)
-    before = file_bytes(path_in, model)
+    taken = {file.resolve() for file in files_of(path_in, model)}
+    if not taken.isdisjoint({path_out.resolve(), data_path(path_out).resolve()}):
+        raise InputError(f"{path_out} would overwrite the model itself; write to another file")
+    before = bytes_of(path_in, model)
     report = Report("LowerOnnx")
     model = _with_opset(model, MIN_OPSET, path_in, report) if fallback else model
     lower_model(model, lowering, report)

@@ -33,11 +33,16 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
-def file_bytes(path: Path, model: ir.Model) -> int:
-    """Bytes of the model file and of the files that it keeps tensors in."""
+def files_of(path: Path, model: ir.Model) -> list[Path]:
+    """The model file and the files that it keeps tensors in."""
     tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
     beside = {path.parent / str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return sum(file.stat().st_size for file in (path, *beside))
+    return [path, *sorted(beside)]
+
+
+def bytes_of(path: Path, model: ir.Model) -> int:
+    """Bytes of those files together."""
+    return sum(file.stat().st_size for file in files_of(path, model))
 
 
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:

@@ -1,13 +1,12 @@
 """Writing a model: fallback functions attached, large tensors streamed to a file beside it, nothing half-done seen."""
 
 import os
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ggpass.errors import InputError
+from ggpass.errors import GgpassError, InputError
 from ggpass.onnx.bodies import Fallback, functions
 from ggpass.onnx.names import DOMAIN, VERSION
 
@@ -47,7 +46,8 @@ def tensor_bytes(model: ir.Model) -> int:
 def save(model: ir.Model, path: Path, external_data: bool | None) -> int:
     """Write `path`, and `path.data` beside it where tensors are kept apart; the bytes of both.
 
-    Tensors are written one at a time, so a model may be larger than memory. The model file appears last, by a rename.
+    Tensors are written one at a time, so a model may be larger than memory. Each file appears by a rename, the model's
+    last.
 
     Args:
         model: as it shall be on disk.
@@ -64,28 +64,38 @@ def save(model: ir.Model, path: Path, external_data: bool | None) -> int:
         raise InputError(
             f"{size} bytes of tensors exceed the 2 GB of a single ONNX file; leave out external_data=False"
         )
-    for key, value in {"ggpass.version": _ggpass_version()}.items():
-        model.metadata_props[key] = value
-    data = path.name + ".data"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".onnx", dir=path.parent)
-    os.close(handle)
+    model.metadata_props["ggpass.version"] = _ggpass_version()
+    data = data_path(path)
+    # ONNX names the data file relative to the model's, so the model is written in its own directory.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
     try:
-        # ONNX names the data file relative to the model's, so the model is written in its own directory.
         ir.save(
             model,
             temporary,
-            external_data=data if external_data else None,
+            external_data=data.name if external_data else None,
             size_threshold_bytes=SMALL,
             alignment=PAGE,
             align_threshold=4 * PAGE,
         )
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except Exception as error:
+        # onnx_ir wraps what a lazy tensor raises; the user is told of the weight, not of the wrapping.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GgpassError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     if not external_data:
         return path.stat().st_size
-    return path.stat().st_size + (path.parent / data).stat().st_size
+    return path.stat().st_size + data.stat().st_size
+
+
+def data_path(path: Path) -> Path:
+    """Where the tensors of `path` go if they are kept apart."""
+    return path.with_name(f"{path.name}.data")
 
 
 def check_path(path: str | Path) -> Path:
@@ -98,12 +108,6 @@ def check_path(path: str | Path) -> Path:
     if path.suffix.lower() != ".onnx" or not path.parent.is_dir():
         raise InputError(f"an ONNX model is written to a .onnx file in a directory that exists, not {str(path)!r}")
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _ggpass_version() -> str:
