@@ -94,6 +94,12 @@ def compile(
     return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)
 
 
+def check_onnx_target(target: str) -> None:
+    """Raise TargetError where a target string is unknown, cannot be used here, or is no onnx target."""
+    if resolve(target)[1].name != "onnx":
+        raise TargetError(f"an ONNX file is written for a target that ends in -onnx, as rf8-onnx, not {target!r}")
+
+
 def export_onnx(
     model: nn.Module,
     args: tuple[Any, ...] | Tensor | None,
@@ -140,8 +146,7 @@ def export_onnx(
     """
     if args is None and kwargs is None:
         raise InputError("export_onnx traces the model; give it example inputs (args=, kwargs=)")
-    if resolve(target)[1].name != "onnx":
-        raise TargetError(f"export_onnx writes targets that end in -onnx, as rf8-onnx, not {target!r}")
+    check_onnx_target(target)
     from ggpass.onnx.export import export_artifact
     from ggpass.onnx.save import check_path
 
@@ -195,9 +200,8 @@ def lower_onnx(
         WeightError: NaN or infinity in a weight, or a pattern that matches nothing.
         InputError: paths that cannot be read or written.
     """
-    device, lowering, _ = lowering_for(target, scheme, only, skip)
-    if device.name != "onnx":
-        raise TargetError(f"lower_onnx writes targets that end in -onnx, as rf8-onnx, not {target!r}")
+    check_onnx_target(target)
+    _, lowering, _ = lowering_for(target, scheme, only, skip)
     from ggpass.onnx.lower import lower_file
 
     return lower_file(path_in, path_out, lowering, fallback=fallback, external_data=external_data)

@@ -244,7 +244,7 @@ def test_bfloat16_is_refused_with_what_to_do(tmp_path: Path) -> None:
         ({"path": "missing/m.onnx"}, InputError, "directory that exists"),
         ({"path": "m.bin"}, InputError, ".onnx file"),
         ({"args": None}, InputError, "example inputs"),
-        ({"target": "rf8-cpu"}, TargetError, "end in -onnx"),
+        ({"target": "rf8-cpu"}, TargetError, "ends in -onnx"),
         ({"target": "rf9-onnx"}, TargetError, "rf8"),
         ({"fallback": "slow"}, InputError, "fallback is"),
     ],

@@ -76,12 +76,12 @@ def export_command(
     `ggpass.onnxruntime.session(path)` runs it from the codes.
     """
     import ggpass
+    from ggpass.api import check_onnx_target
     from ggpass.cli.models import load_model
     from ggpass.formats import Scheme
     from ggpass.onnx.save import check_path
-    from ggpass.targets import resolve
 
-    resolve(target)  # an unknown target, or a bad path, is answered before the model is loaded
+    check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
     check_path(out)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
