@@ -164,6 +164,42 @@ GGP_API int64_t ggp_exp_golomb_decode(const uint8_t* in, size_t length, size_t n
   return static_cast<int64_t>(r.at >> 3);
 }
 
+// Read the stored form of a model: count (2 bytes); then three sequences, each an order and exp-Golomb code words to
+// whole bytes: the first value, folded; the gaps between values less 1; the frequencies less 1.
+//
+// `values` and `freq` hold `capacity` elements. The count, or a Status; whether the frequencies are a legal table is
+// for ggp_rans_table to say.
+GGP_API int64_t ggp_read_model(const uint8_t* in, size_t length, int64_t* values, uint32_t* freq, size_t capacity) {
+  if (length < 3 || length > SIZE_MAX / 16) return kTruncated;
+  const size_t count = in[0] | size_t{in[1]} << 8;
+  if (count < 2 || count > capacity) return kCorrupt;
+  size_t at = 2;
+  for (int sequence = 0; sequence < 3; sequence++) {
+    if (at >= length || in[at] > kMaxOrder) return kCorrupt;
+    const int order = in[at++];
+    BitReader r{in + at, uint64_t{length - at} * 8};
+    const size_t n = sequence == 0 ? 1 : sequence == 1 ? count - 1 : count;
+    for (size_t i = 0; i < n; i++) {
+      uint64_t v;
+      const int64_t status = next(r, order, &v);
+      if (status < 0) return status;
+      if (sequence == 0) {
+        values[0] = unfold(v);
+      } else if (sequence == 1) {
+        // Both lie within 2^62, so the sum cannot overflow; what exceeds 2^62 is no symbol.
+        values[i + 1] = values[i] + static_cast<int64_t>(v) + 1;
+        if (values[i + 1] > static_cast<int64_t>(kMaxValue)) return kCorrupt;
+      } else {
+        if (v > 65535) return kCorrupt;
+        freq[i] = static_cast<uint32_t>(v) + 1;
+      }
+    }
+    if (!align(r)) return kCorrupt;
+    at += static_cast<size_t>(r.at >> 3);
+  }
+  return at == length ? static_cast<int64_t>(count) : kCorrupt;
+}
+
 // Put patches in their places: out[position] = value, for `out` of n elements.
 //
 // Stored: their number (4 bytes); an order and the gaps between positions (exp-Golomb, to whole bytes); an order and

@@ -196,10 +196,9 @@ GGP_API int64_t ggp_rans_table(const uint32_t* freq, const uint16_t* symbols, si
   for (size_t i = 0; i < n; i++) {
     for (uint32_t j = 0; j < freq[i]; j++, slot++) {
       t.slots[slot] = t.packed ? freq[i] << 20 | j << 8 | symbols[i] : freq[i] << 16 | j;
-      beside[slot] = symbols[i];
+      if (!t.packed) beside[slot] = symbols[i];
     }
   }
-  beside[slots] = 0;
   return kOk;
 }
 

@@ -32,7 +32,7 @@ struct RansTable {
   uint32_t packed;
   uint32_t symbol_limit;  // every symbol is below it
   uint32_t reserved;
-  uint32_t slots[1];  // 2^bits, then (not packed) 2^bits uint16 symbols and two bytes that a gather may read
+  uint32_t slots[1];  // 2^bits, then (not packed) 2^bits uint16 symbols
 
   uint32_t mask() const { return (1u << bits) - 1; }
   const uint16_t* symbols() const { return reinterpret_cast<const uint16_t*>(slots + (size_t{1} << bits)); }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ggpass.codec import container, exp_golomb
-from ggpass.codec.container import CONSTANT, EXP_GOLOMB, RANS, RAW, TABLE_COUNT, Container
+from ggpass.codec.container import CONSTANT, EXP_GOLOMB, RANS, RAW, Container
 from ggpass.codec.native import address, check, integer_type, library
 from ggpass.codec.threads import run_all
 from ggpass.errors import FormatError
@@ -75,22 +75,13 @@ class Decoder:
         return self._substitute(_in_range(exp_golomb.signed_unmap(numbers), self.dtype))
 
     def _read_table(self, table: np.ndarray) -> None:
-        if table.size < TABLE_COUNT.size:
-            raise FormatError("the table of a coded array is missing; fetch the file again")
-        (count,) = TABLE_COUNT.unpack_from(table.data)
-        if count < 2:
-            raise FormatError(
-                f"the table of a coded array has {count} symbols, two are the least; fetch the file again"
-            )
-        first, rest = exp_golomb.unpack_numbers(table[TABLE_COUNT.size :], 1)
-        gaps, rest = exp_golomb.unpack_numbers(rest, count - 1)
-        frequencies, rest = exp_golomb.unpack_numbers(rest, count)
-        # Checked in floating point, which cannot overflow; what follows then cannot either.
-        if rest.size or frequencies.max() >= 1 << 16 or gaps.sum(dtype=np.float64) >= 2.0**62:
-            raise FormatError("the table of a coded array is corrupt; fetch the file again")
-        start = exp_golomb.signed_unmap(first)
-        values = start + np.concatenate([np.zeros(1, np.int64), np.cumsum(gaps.astype(np.int64) + 1)])
-        self._values = self._substitute(_in_range(values, self.dtype))
+        # A symbol takes more than two bits of the table, so no table can make this allocate much.
+        capacity = min(4 * table.size, 1 << 16)
+        values, slots = np.empty(capacity, np.int64), np.empty(capacity, np.uint32)
+        found = library().ggp_read_model(address(table), table.size, address(values), address(slots), capacity)
+        count = check(found, "the table of a coded array")
+        slots = slots[:count]
+        self._values = self._substitute(_in_range(values[:count], self.dtype))
         symbols = (
             self._values.view(np.uint8).astype(np.uint16)
             if self.dtype.itemsize == 1
@@ -102,7 +93,6 @@ class Decoder:
                 f"the table of a coded array has 2^{self.container.parameter} slots; fetch the file again"
             )
         self._table = np.empty(size, np.uint8)
-        slots = (frequencies + np.uint64(1)).astype(np.uint32)
         if self.dtype == np.int8:
             # The encoder gives out slots by the bytes' patterns, in which negative numbers come last.
             order = np.argsort(symbols)

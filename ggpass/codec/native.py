@@ -39,6 +39,7 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "ggp_exp_golomb_bits": (c_int64, (c_void_p, c_size_t, c_int)),
     "ggp_exp_golomb_encode": (c_int64, (c_void_p, c_size_t, c_int, c_void_p, c_size_t)),
     "ggp_exp_golomb_decode": (c_int64, (c_void_p, c_size_t, c_size_t, c_int, c_void_p)),
+    "ggp_read_model": (c_int64, (c_void_p, c_size_t, c_void_p, c_void_p, c_size_t)),
     "ggp_patch": (c_int64, (c_void_p, c_size_t, c_void_p, c_int, c_void_p, c_size_t)),
     "ggp_histogram": (c_int64, (c_void_p, c_int, c_size_t, c_int64, c_uint64, c_void_p)),
     "ggp_to_index": (
