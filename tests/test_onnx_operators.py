@@ -1,5 +1,7 @@
 """Each ai.ggpass operator, alone in a file, three ways against float64; and what its schema refuses."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 from ggpass.errors import InputError
 from ggpass.formats import FORMATS, Format
 from ggpass.onnx import bodies, schema
+from ggpass.onnxruntime import library_or_reason
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
@@ -213,3 +216,72 @@ def test_bodies_refuse_what_they_cannot_be_written_in() -> None:
         bodies.functions(["RF8MatMul"], 12, "fast")
     with pytest.raises(InputError, match="fallback is"):
         bodies.functions(["RF8MatMul"], 21, "slow")  # type: ignore[arg-type]
+
+
+MEMORY_SCRIPT = """
+import re, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from ggpass.onnxruntime import session_options
+
+def megabytes(field):
+    return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+path, empty, how = sys.argv[1:]
+options = session_options() if how == "library" else onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+x = np.ones((1, 2048), np.float32)
+onnxruntime.InferenceSession(empty, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+Path("/proc/self/clear_refs").write_text("5")
+anonymous, peak = megabytes("RssAnon"), megabytes("VmHWM")
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+for _ in range(2):
+    session.run(None, {"x": x})
+print(megabytes("RssAnon") - anonymous, megabytes("VmHWM") - peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("how", ["library", "lowmem"])
+def test_codes_stay_mapped_and_lowmem_decodes_a_block_at_a_time(how: str, tmp_path: Path) -> None:
+    if how == "library" and isinstance(library_or_reason(), str):
+        pytest.skip(str(library_or_reason()))
+    layers, width = 12, 2048
+    info, paths = helper.make_tensor_value_info, {}
+    for name, count in (("empty", 0), ("full", layers)):
+        names = ["x", *(f"h{i}" for i in range(count))]
+        nodes = [
+            helper.make_node("RF8MatMul", [names[i], f"c{i}", "s", "b"], [names[i + 1]], domain="ai.ggpass")
+            for i in range(count)
+        ]
+        constants = {f"c{i}": torch.randint(0, 256, (width, width), dtype=torch.uint8) for i in range(count)}
+        constants |= {"s": torch.full((1,), 2.0**-5), "b": torch.zeros(width)} if count else {}
+        model = helper.make_model(
+            helper.make_graph(
+                [*nodes, helper.make_node("Identity", [names[-1]], ["y"])],
+                name,
+                [info("x", 1, ["m", width])],
+                [info("y", 1, ["m", width])],
+                [numpy_helper.from_array(v.numpy(), k) for k, v in constants.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("ai.ggpass", 1)],
+            ir_version=10,
+            functions=bodies.functions(["RF8MatMul"], 21, "lowmem"),
+        )
+        paths[name] = tmp_path / f"{name}.onnx"
+        onnx.save(model, paths[name], save_as_external_data=True, location=f"{name}.bin")
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, str(paths["full"]), str(paths["empty"]), how],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    anonymous, peak = map(float, run.stdout.split())
+    codes = layers * width * width / 2**20
+    if how == "library":
+        assert anonymous <= 20
+    # Decoded blocks: int32 indices, floats and their transposes of BLOCK_WEIGHTS weights each, beside the mapped codes.
+    assert peak <= 1.5 * codes
+    # Below it the measurement itself would be wrong: a run has read every code.
+    assert peak >= 0.5 * codes

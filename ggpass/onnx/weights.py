@@ -58,17 +58,23 @@ class Weight:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its own name and those of the nodes that use it: patterns select by any."""
-        return (self.name, *(str(use.node.name) for use in self.uses if use.node is not None and use.node.name))
+        """Its own name and those of the nodes that use it, with slashes and with dots: patterns select by any."""
+        nodes = [str(use.node.name) for use in self.uses if use.node is not None and use.node.name]
+        return tuple(dict.fromkeys([self.name, *nodes, *map(_dotted, nodes)]))
 
     @property
     def title(self) -> str:
         """What reports call it: the first node's name where its own is a number that an exporter made up."""
-        return self.names[1] if self.name.startswith("onnx::") and len(self.names) > 1 else self.name
+        return _dotted(self.names[1]) if self.name.startswith("onnx::") and len(self.names) > 1 else self.name
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(int(size) for size in self.tensor.shape.numpy())
+
+
+def _dotted(name: str) -> str:
+    """A node's name as torch would write it: /encoder/layer.0/query/MatMul → encoder.layer.0.query.MatMul."""
+    return name.strip("/").replace("/", ".")
 
 
 def find_weights(model: ir.Model) -> list[Weight]:
