@@ -42,7 +42,7 @@ def compile(
     target: str,
     scheme: Scheme | None = None,
     dynamic_shapes: Any = None,
-    passes: Iterable[Pass | Callable[[Program], Report]] = (),
+    passes: Pass | Iterable[Pass | Callable[[Program], Report]] = (),
     only: str | Iterable[str] = (),
     skip: str | Iterable[str] = (),
     inplace: bool = False,
@@ -76,8 +76,13 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"compile takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    if isinstance(args, Mapping):
+        raise InputError("args is a tuple of positional inputs; give keyword inputs as kwargs=")
+    passes = (passes,) if callable(passes) else tuple(passes)
     device, lowering, notes = lowering_for(target, scheme, only, skip)
-    lowering = replace(lowering, free=inplace)
+    names = names_of(model)
+    lowering = replace(lowering, free=inplace, aliases=names)
+    lowering.check_patterns(name for group in names.values() for name in group)
     before = bytes_of_module(model)
     if args is None and kwargs is None:
         if passes or dynamic_shapes is not None:
@@ -91,6 +96,8 @@ def compile(
     program = Program.trace(model, args, kwargs, dynamic_shapes)
     report = Pipeline((*passes, *device.passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
     report.notes += notes
+    if not inplace:
+        program.own_tensors(model)
     return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)
 
 
@@ -205,6 +212,15 @@ def lower_onnx(
     from ggpass.onnx.lower import lower_file
 
     return lower_file(path_in, path_out, lowering, fallback=fallback, external_data=external_data)
+
+
+def names_of(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Every name of each matrix among a model's Parameters, by identity: tied weights have several."""
+    names: dict[int, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.dim() >= 2:
+            names[id(parameter)] = (*names.get(id(parameter), ()), name)
+    return names
 
 
 def report(compiled: Any) -> Report:

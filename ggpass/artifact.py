@@ -88,6 +88,15 @@ class Artifact:
         for node, leaf in zip(inputs, leaves):
             expected = node.meta.get("val")
             if not isinstance(expected, FakeTensor):
+                if (
+                    not isinstance(expected, torch.SymInt | torch.SymFloat)
+                    and leaf is not expected
+                    and leaf != expected
+                ):
+                    raise InputError(
+                        f"input {node.target!r} is {_describe(leaf)}, and {expected!r} was traced into the graph; pass "
+                        "that, or compile again with this input"
+                    )
                 continue
             if not isinstance(leaf, Tensor) or leaf.dtype != expected.dtype or not _fits(leaf, expected):
                 raise InputError(

@@ -137,7 +137,6 @@ class GraphEditor:
         sources = [node for node in self.inputs if is_weight[node] and node.users]
         weights = group_weights(sources, lambda node: self.fakes[self.position[node]])
         named = [(w, self._named(w)) for w in weights]
-        self.lowering.check_patterns(name for _, names in named for name in names)
         for weight, names in named:
             fake = weight.tensor
             reason = reason_to_keep_float(Weight(names, fake, weight.uses), self.lowering)

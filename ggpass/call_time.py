@@ -101,7 +101,7 @@ class CallTimeCache:
 
     def __init__(self) -> None:
         self._entries: dict[
-            tuple[object, ...], tuple[list[weakref.ref[Tensor]], tuple[int, ...], tuple[Tensor, ...]]
+            tuple[object, ...], tuple[list[weakref.ref[Tensor]], tuple[tuple[int, int], ...], tuple[Tensor, ...]]
         ] = {}
 
     def get(self, key: object, recipe: Recipe, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -120,7 +120,8 @@ class CallTimeCache:
                 "outside inference_mode (running it inside is fine)"
             )
         full_key = (key, *map(id, sources))
-        versions = tuple(t._version for t in sources)
+        # `weight.data = …` leaves the version as it is, and moves the data.
+        versions = tuple((t._version, t.data_ptr()) for t in sources)
         entry = self._entries.get(full_key)
         if entry is not None and entry[1] == versions and all(r() is t for r, t in zip(entry[0], sources)):
             return entry[2]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ggpass.errors import InputError, WeightError
 from ggpass.lowering import Lowering, bytes_of
-from ggpass.modules import Lowered, LoweredWeight, lowered_module, lowering_of
+from ggpass.modules import Lowered, LoweredWeight, lower_in_place, lowering_of
 from ggpass.pipeline import Change, Report, Skip
 
 
@@ -76,8 +77,15 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
         The lowered model, and the report.
 
     Raises:
-        WeightError: NaN or infinity in a weight, an integer weight, a pattern that matches nothing.
+        WeightError: NaN or infinity in a weight, an integer weight.
+        InputError: the model is lowered already.
     """
+    already = next((path for path, module in model.named_modules() if isinstance(module, Lowered)), None)
+    if already is not None:
+        raise InputError(
+            f"module {already!r} is lowered already; compile the float model for the other target instead, or give "
+            "example inputs to trace this one"
+        )
     report = Report("LowerWeights")
     groups: dict[int, list[Holder]] = {}
     tensors: dict[int, Tensor] = {}
@@ -85,7 +93,6 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
         groups.setdefault(id(tensor), []).append(holder)
         tensors[id(tensor)] = tensor
     matrices = {key: held for key, held in groups.items() if tensors[key].dim() >= 2}
-    lowering.check_patterns(h.name for held in matrices.values() for h in held)
 
     chosen: list[int] = []
     for key, held in groups.items():
@@ -100,15 +107,18 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
         else:
             chosen.append(key)
 
-    lowering.check_values((groups[key][0].name, tensors[key]) for key in chosen)
+    lowering.check_values(
+        (held[0].name, tensors[key], bool(lowering_of(held[0].module)[1]))
+        for key, held in groups.items()
+        if key in chosen
+    )
     result = model
     if not inplace:
         # The weights to lower are not copied: the copy only holds them until their codes are there.
         result = copy.deepcopy(model, {key: tensors[key] for key in chosen})
     for key in sorted(chosen, key=lambda k: tensors[k].numel()):
         tensor, held = tensors.pop(key), groups.pop(key)
-        result, change = _swap(result, held, tensor, lowering)
-        report.changes.append(change)
+        report.changes.append(_swap(result, held, tensor, lowering))
         del tensor
     _refuse_save_pretrained(result)
     return result, report
@@ -128,43 +138,35 @@ def _reason_for_group(model: nn.Module, held: list[Holder], tensor: Tensor, lowe
     return "" if lowering.worth_it(tensor, orientations.pop()) else "codes and scales would be no smaller"  # type: ignore[arg-type]
 
 
-def _swap(model: nn.Module, held: list[Holder], tensor: Tensor, lowering: Lowering) -> tuple[nn.Module, Change]:
-    """Put lowered modules in all the places that hold `tensor`; the model is a new one where it is such a place."""
+def _swap(model: nn.Module, held: list[Holder], tensor: Tensor, lowering: Lowering) -> Change:
+    """Let all the modules of `model` that hold `tensor` compute with its codes."""
     before, shape, dtype = bytes_of(tensor), tuple(tensor.shape), tensor.dtype
     transposed = bool(lowering_of(held[0].module)[1])
     quantized = lowering.lower(held[0].name, tensor, transposed)
     weight = LoweredWeight(quantized, lowering.format, shape, dtype, transposed, lowering.operators)
-    twins: dict[int, nn.Module] = {}
     for holder in held:
         module = model.get_submodule(holder.path)
         if isinstance(module, Lowered):
-            continue  # one module under two names, swapped under the first
+            continue  # one module under several names, lowered under the first
         found = lowering_of(module)
         if isinstance(found, str):
-            raise TypeError(f"{holder.name}: {found}")
-        twin = twins.setdefault(id(module), lowered_module(module, found[0], weight))
-        if not holder.path:
-            model = twin
-            continue
-        path, _, child = holder.path.rpartition(".")
-        model.get_submodule(path)._modules[child] = twin
+            raise WeightError(f"{holder.name}: {found}")
+        lower_in_place(module, found[0], weight)
     name = " = ".join(h.name for h in held)
     what = f"{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} → {lowering.format.name}"
-    return model, Change(name, what, before, bytes_of(quantized.codes) + bytes_of(quantized.scale))
+    return Change(name, what, before, bytes_of(quantized.codes) + bytes_of(quantized.scale))
 
 
-class _RefuseToSave:
+def _refuse_to_save(*args: object, **kwargs: object) -> None:
     """Stands where `save_pretrained` was: a checkpoint of codes would load elsewhere as random weights."""
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError(
-            "save_pretrained would write codes where transformers expects float weights, and the checkpoint would load "
-            "as random weights; save this model with ggpass.save(model, path), or call save_pretrained on the float "
-            "model before compiling it"
-        )
+    raise NotImplementedError(
+        "save_pretrained would write codes where transformers expects float weights, and the checkpoint would load "
+        "as random weights; save this model with ggpass.save(model, path), or call save_pretrained on the float "
+        "model before compiling it"
+    )
 
 
 def _refuse_save_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "save_pretrained"):
-            module.__dict__["save_pretrained"] = _RefuseToSave()
+            module.__dict__["save_pretrained"] = _refuse_to_save

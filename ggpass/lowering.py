@@ -1,6 +1,6 @@
 """Lowering: which weights become codes, and how one does. The graph's and the modules' way in both end here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ggpass.errors import FormatError, WeightError
 from ggpass.formats import RF8, Format, Quantized, Scheme, quantize
-from ggpass.formats.scheme import channel_amax
+from ggpass.formats.scheme import choose_scales
 from ggpass.ops import DISPATCHED, Operators
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
@@ -42,6 +42,7 @@ class Lowering:
         skip: patterns of weights to leave alone; stronger than `only`.
         operators: what computes with the codes; a target's own.
         allocate: makes the memory of the codes, so that a target can place them where its kernels like them.
+        aliases: every name of each of the model's tensors, by identity; a graph may know a tied one under one name only.
         free: give each float weight's memory back as soon as its codes exist (the caller's own model too).
     """
 
@@ -52,8 +53,15 @@ class Lowering:
     operators: Operators = DISPATCHED
     allocate: Allocate | None = None
     free: bool = False
+    aliases: Mapping[int, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    def aliases_of(self, tensor: Tensor) -> tuple[str, ...]:
+        """The names that the traced model gives a tensor; none where it is not the model's own."""
+        return self.aliases.get(id(tensor), ())
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scheme, Scheme):
+            raise FormatError(f"scheme is a ggpass.Scheme(...), not {self.scheme!r}")
         if self.scheme.rounding not in self.format.roundings:
             known = ", ".join(sorted(self.format.roundings))
             raise FormatError(f"{self.format.name} has no rounding {self.scheme.rounding!r}; choose one of {known}")
@@ -98,13 +106,18 @@ class Lowering:
         scales = rows if self.scheme.granularity == "channel" else 1
         return rows * columns + 4 * scales < bytes_of(weight)
 
-    def check_values(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise WeightError where a weight holds NaN or infinity, before the first float weight is given up."""
+    def check_values(self, weights: Iterable[tuple[str, Tensor, bool]]) -> None:
+        """Raise WeightError where a weight has no codes, before the first float weight is given up.
+
+        Args:
+            weights: name, tensor, and whether its output channels are its second dimension.
+        """
         if self.free:
-            for name, weight in weights:
-                amax = channel_amax(as_matrix(weight.detach(), transposed=False))
-                if not torch.isfinite(amax).all():
-                    raise WeightError(self._bad_value(name, "NaN or infinity in it; repair or skip this weight"))
+            for name, weight, transposed in weights:
+                try:
+                    choose_scales(as_matrix(weight.detach(), transposed), self.format, self.scheme)
+                except FormatError as error:
+                    raise WeightError(self._bad_value(name, error)) from error
 
     @staticmethod
     def _bad_value(name: str, reason: object) -> str:

@@ -1,7 +1,8 @@
-"""Modules whose weight is codes: what `compile` without example inputs puts in the place of float ones.
+"""Modules whose weight is codes: what `compile` without example inputs makes of float ones.
 
-A lowered module is of the class it replaces (`isinstance` holds), keeps its hooks and attributes, and its `.weight`
-decodes on access. The codes live in a child, `lowered`, which tied modules share as they shared the Parameter.
+A lowered module is the float module itself, of a class made from its own (`isinstance` holds): hooks, attributes and
+references to it stay, and its `.weight` decodes on access. The codes live in a child, `lowered`, which tied modules
+share as they shared the Parameter.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ggpass.errors import FormatError
 from ggpass.formats import Format, Quantized
 from ggpass.ops import DISPATCHED, Operators
 
@@ -47,6 +49,8 @@ class LoweredWeight(nn.Module):
         self.register_buffer("codes", quantized.codes)
         self.register_buffer("scale", quantized.scale)
         self.register_buffer("codebook", fmt.codebook.to(quantized.codes.device), persistent=False)
+        # In the state_dict, so that codes of one format are never read as another's.
+        self.register_buffer("format_name", torch.tensor(list(fmt.name.encode()), dtype=torch.uint8))
 
     def decode(self) -> Tensor:
         """The float weight, formed anew: `shape`, `dtype`."""
@@ -76,10 +80,20 @@ class LoweredWeight(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Codes from outside may hold aliases that kernels need not know, or codes that mean no number.
-        codes = state_dict.get(f"{prefix}codes")
-        if isinstance(codes, Tensor) and codes.dtype is torch.uint8:
+        codes, scale, name = (state_dict.get(prefix + key) for key in ("codes", "scale", "format_name"))
+        if isinstance(name, Tensor) and bytes(name.tolist()).decode("ascii", "replace") != self.format.name:
+            stored = bytes(name.tolist()).decode("ascii", "replace")
+            raise FormatError(
+                f"{prefix}codes are {stored}, and this model was compiled for {self.format.name}; compile the float "
+                f"model for {stored} and load them into that"
+            )
+        if isinstance(codes, Tensor):
+            if codes.dtype is not torch.uint8:
+                raise FormatError(f"{prefix}codes are {codes.dtype}, and codes are uint8; save the state_dict again")
+            # Codes from outside may hold aliases that kernels need not know, or codes that mean no number.
             state_dict = {**state_dict, f"{prefix}codes": self.format.canonicalize(codes)}
+        if isinstance(scale, Tensor) and not torch.isfinite(scale).all():
+            raise FormatError(f"{prefix}scale holds NaN or infinity; the state_dict is damaged")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -87,6 +101,10 @@ class Lowered:
     """The mixin of every lowered module class."""
 
     lowered: LoweredWeight
+    _made_of: tuple[type["Lowered"], type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new_lowered, self._made_of, self.__dict__
 
     @property
     def weight(self) -> Tensor:
@@ -146,20 +164,19 @@ _classes: dict[tuple[type, type], type[nn.Module]] = {}
 def _lowered_class(mixin: type[Lowered], base: type[nn.Module]) -> type[nn.Module]:
     """One class for each pair, so that equal modules stay of equal class."""
     if (mixin, base) not in _classes:
-        members = {"__module__": __name__, "__doc__": mixin.__doc__}
+        members = {"__module__": __name__, "__doc__": mixin.__doc__, "_made_of": (mixin, base)}
         _classes[mixin, base] = type(f"Lowered{base.__name__}", (mixin, base), members)
     return _classes[mixin, base]
 
 
-def lowered_module(module: nn.Module, mixin: type[Lowered], weight: LoweredWeight) -> nn.Module:
-    """A module like `module`, with its bias, hooks and attributes, that computes with `weight` in place of its own."""
-    cls = _lowered_class(mixin, type(module))
-    twin = cls.__new__(cls)
-    twin.__dict__.update(module.__dict__)
-    # The containers are copied, so that the float module keeps its weight.
-    for name, value in module.__dict__.items():
-        if isinstance(value, dict):
-            twin.__dict__[name] = value.copy()
-    del twin._parameters["weight"]
-    twin.lowered = weight
-    return twin
+def _new_lowered(mixin: type[Lowered], base: type[nn.Module]) -> nn.Module:
+    """An empty module of a lowered class, for copies and pickles: they cannot find a class made at run time."""
+    cls = _lowered_class(mixin, base)
+    return cls.__new__(cls)
+
+
+def lower_in_place(module: nn.Module, mixin: type[Lowered], weight: LoweredWeight) -> None:
+    """Let `module` compute with `weight` in place of its own; its hooks, attributes and every reference to it stay."""
+    del module._parameters["weight"]
+    module.__class__ = _lowered_class(mixin, type(module))
+    module.lowered = weight

@@ -151,6 +151,14 @@ class Operators:
     embedding: Callable[..., Tensor]
     dequantize: Callable[..., Tensor]
 
+    def __reduce__(self) -> tuple[Callable[..., "Operators"], tuple[str]]:
+        # torch's operators do not pickle; the two sets below are constants, and are found again by name.
+        return _operators, ("REFERENCE" if self == REFERENCE else "DISPATCHED",)
+
+
+def _operators(name: str) -> Operators:
+    return {"REFERENCE": REFERENCE, "DISPATCHED": DISPATCHED}[name]
+
 
 #: Plain torch: defines the semantics, on any device.
 REFERENCE = Operators(reference_linear, reference_embedding, reference_dequantize)

@@ -1,6 +1,7 @@
 """Program: the one IR, an unlifted ATen `fx.GraphModule` with its weights, edited copy-on-write."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,14 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
             module.add_module(part, nn.Module())
         module = getattr(module, part)
     return module, leaf
+
+
+class _ShapesOnly(FakeTensorProp):
+    """Runs a graph on fake tensors alone: an in-place operator must not reach the real buffers."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return self._mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
 
 class Program:
@@ -59,9 +68,10 @@ class Program:
             with torch.no_grad():
                 exported = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
         except Exception as error:  # torch.export raises whatever the model's own code and its tracer raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = "\n".join(lines[:4]) or "no message"
             raise TraceError(
-                f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason.strip()}\n"
+                f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
                 "Without example inputs no tracing is needed: leave out args and kwargs, and the weights are "
                 "lowered inside the model itself."
             ) from error
@@ -91,6 +101,11 @@ class Program:
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node.target in targets:
                 yield node
+
+    def reads(self) -> list[fx.Node]:
+        """The `get_attr` nodes that yield tensors; others yield the sub-graphs of `cond`, autocast and their kin."""
+        nodes = [node for node in self.graph.nodes if node.op == "get_attr"]
+        return [n for n in nodes if not isinstance(getattr(self.graph_module, str(n.target), None), fx.GraphModule)]
 
     def weight(self, name: str) -> Tensor:
         """The tensor that `get_attr` nodes of this name read.
@@ -126,18 +141,46 @@ class Program:
         return self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
 
     def prune(self) -> list[str]:
-        """Erase `get_attr` nodes without users and the tensors that no node reads; the erased tensors' names."""
+        """Erase `get_attr` nodes without users, and unbind the names that no node reads.
+
+        Returns:
+            The names of tensors that are gone with that: not read under another name.
+        """
         for node in reversed(list(self.graph.nodes)):
             if node.op == "get_attr" and not node.users:
                 self.graph.erase_node(node)
-        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        read = {str(node.target) for node in self.reads()}
+        still_there = {id(self.weight(name)) for name in read}
         module = self.graph_module
-        tensors = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        tensors += [name for name, _ in module.named_buffers(remove_duplicate=False)]
-        unread = [name for name in tensors if name not in read]
+        tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(
+            module.named_buffers(remove_duplicate=False)
+        )
+        # Sub-graphs hold what they read themselves.
+        inner = tuple(f"{name}." for name, child in module.named_children() if isinstance(child, fx.GraphModule))
+        unread = {name: t for name, t in tensors.items() if name not in read and not name.startswith(inner)}
         for name in unread:
             self.delete_weight(name)
-        return unread
+        return [name for name, tensor in unread.items() if id(tensor) not in still_there]
+
+    def own_tensors(self, model: nn.Module) -> None:
+        """Copy what the graph still shares with `model`, so that changes of one do not reach the other."""
+        theirs = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        copies: dict[int, Tensor] = {}
+        for name in dict.fromkeys(str(node.target) for node in self.reads()):
+            tensor = self.weight(name)
+            if id(tensor) in theirs:
+                copies.setdefault(id(tensor), tensor.detach().clone())
+                self.set_weight(name, copies[id(tensor)], buffer=not isinstance(tensor, nn.Parameter))
+
+    def free_name(self, name: str) -> str:
+        """`name`, or with a number behind it where it is taken."""
+        taken = {
+            *dict(self.graph_module.named_parameters(remove_duplicate=False)),
+            *dict(self.graph_module.named_buffers(remove_duplicate=False)),
+            *dict(self.graph_module.named_modules(remove_duplicate=False)),
+        }
+        numbered = (f"{name}_{i}" for i in itertools.count(1))
+        return name if name not in taken else next(n for n in numbered if n not in taken)
 
     def check(self) -> None:
         """Recompile, and re-derive every node's shape and dtype: what a pass must leave legal.
@@ -146,9 +189,8 @@ class Program:
             PassError: the graph is malformed, reads a tensor that is not there, or its shapes do not fit together.
         """
         graph = self.graph
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                self.weight(str(node.target))
+        for node in self.reads():
+            self.weight(str(node.target))
         try:
             graph.lint()
             self.graph_module.recompile()
@@ -162,7 +204,7 @@ class Program:
         fakes = [v for v in values if isinstance(v, FakeTensor)]
         if fakes:
             with torch.no_grad():
-                FakeTensorProp(self.graph_module, fakes[0].fake_mode).propagate_dont_convert_inputs(*values)
+                _ShapesOnly(self.graph_module, fakes[0].fake_mode).propagate_dont_convert_inputs(*values)
 
     @property
     def in_spec(self) -> pytree.TreeSpec:

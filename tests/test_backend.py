@@ -76,6 +76,24 @@ def test_load_state_dict_and_edits_after_compiling_are_honoured() -> None:
     torch.testing.assert_close(fast(x), ggpass.compile(other, target="rf8-cpu")(x), rtol=0, atol=1e-5)
     layer.weight.mul_(3.0)
     torch.testing.assert_close(fast(x), ggpass.compile(layer, target="rf8-cpu")(x), rtol=0, atol=1e-5)
+    layer.weight.data = torch.randn(8, 8)
+    torch.testing.assert_close(fast(x), ggpass.compile(layer, target="rf8-cpu")(x), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_schemes_do_not_share_codes_and_the_inner_backend_is_the_one_named() -> None:
+    layer, x, called = nn.Linear(8, 8), torch.randn(3, 8), list[int]()
+
+    def inner(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        called.append(len(inputs))
+        assert not any(isinstance(i, torch.Tensor) and i.shape == (8, 8) and i.is_floating_point() for i in inputs)
+        return module
+
+    for scheme in (ggpass.Scheme(), ggpass.Scheme("tensor"), ggpass.Scheme(rounding="paper")):
+        torch._dynamo.reset()
+        expected = ggpass.compile(layer, target="rf8-cpu", scheme=scheme)(x)
+        torch.testing.assert_close(compiled(layer, scheme=scheme, inner=inner)(x), expected, rtol=0, atol=1e-5)
+    assert len(called) == 3
 
 
 @torch.no_grad()

@@ -104,10 +104,11 @@ def test_sizes_count_tied_weights_once() -> None:
     matrices = 50 * 16 + 16 * 16 * 3 + 3 * 16 * 32
     vectors = 16 + 16 * 2 + 32 * 2
     channels = 50 + 16 + 32 + 32 + 16
-    for compiled in (ggpass.compile(model, target="rf8-cpu"), ggpass.compile(model, (ids,), target="rf8-cpu")):
-        sizes = ggpass.sizes(compiled)
+    names = 5 * len("rf8")  # a module's state_dict says which format its codes are
+    for args, extra in (((), names), ((ids,), 0)):
+        sizes = ggpass.sizes(ggpass.compile(model, *([args] if args else []), target="rf8-cpu"))
         assert sizes.before == 4 * (matrices + vectors)
-        assert sizes.after == matrices + 4 * (channels + vectors + 256)
+        assert sizes.after == matrices + 4 * (channels + vectors + 256) + extra
 
 
 def test_a_lowered_module_is_still_a_module() -> None:
@@ -327,3 +328,175 @@ def test_wrong_inputs_to_an_artifact_are_named(call: Callable, text: str) -> Non
     with pytest.raises(InputError, match=f"(?s){text}"):
         call(artifact, ids)
     assert artifact(ids).shape == (2, 7, 50)
+
+
+class Counts(nn.Module):
+    """A model that writes to a buffer of its own at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return self.linear(x) + self.calls
+
+
+def test_a_model_that_writes_to_its_buffers_is_left_alone() -> None:
+    model, x = Counts().eval(), torch.randn(2, 8)
+    artifact = ggpass.compile(model, (x,), target="rf8-cpu")
+    first, second = artifact(x), artifact(x)
+    assert model.calls.item() == 0
+    torch.testing.assert_close(second - first, torch.ones(2, 8), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["module", "traced"])
+def test_the_result_and_the_model_do_not_share_what_stayed_float(traced: bool) -> None:
+    model, ids = tiny()
+    compiled = ggpass.compile(model, *([(ids,)] if traced else []), target="rf8-cpu")
+    expected = compiled(ids).detach().clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(7.0)
+    assert torch.equal(compiled(ids).detach(), expected)
+
+
+def test_every_reference_to_a_module_sees_it_lowered() -> None:
+    class Lists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.order = [self.a, self.b]  # plain references, which are no submodules
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.order:
+                x = layer(x)
+            return x
+
+    model, x = Lists(), torch.randn(2, 8)
+    lowered = ggpass.compile(model, target="rf8-cpu")
+    assert lowered.order[0] is lowered.a
+    assert not torch.equal(lowered(x), model(x))
+    assert ggpass.compile(model, target="rf8-cpu", inplace=True) is model
+    assert torch.equal(model(x), lowered(x))
+    single = nn.Linear(8, 8)
+    assert ggpass.compile(single, target="rf8-cpu", inplace=True) is single
+
+
+def test_lowered_models_pickle(tmp_path: Any) -> None:
+    import pickle
+
+    model, ids = tiny()
+    lowered = ggpass.compile(model, target="int8-cpu")
+    twin = pickle.loads(pickle.dumps(lowered))
+    assert torch.equal(twin(ids), lowered(ids))
+    assert type(twin.up) is type(lowered.up)
+
+
+def test_codes_of_one_format_are_not_loaded_as_another() -> None:
+    model, _ = tiny()
+    state = ggpass.compile(model, target="int8-cpu").state_dict()
+    lowered = ggpass.compile(model, target="rf8-cpu")
+    with pytest.raises(FormatError, match=r"codes are int8, and this model was compiled for rf8"):
+        lowered.load_state_dict(state)
+    state = lowered.state_dict()
+    with pytest.raises(FormatError, match="uint8"):
+        lowered.load_state_dict(state | {"up.lowered.codes": state["up.lowered.codes"].int()})
+    with pytest.raises(FormatError, match="NaN or infinity"):
+        lowered.load_state_dict(state | {"up.lowered.scale": state["up.lowered.scale"] * float("nan")})
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, gain: float = 1.0) -> torch.Tensor:
+        y = self.linear(x) * gain
+        return y if mask is None else y * mask
+
+
+def test_what_was_traced_as_a_constant_must_stay_it() -> None:
+    model, x = Masked().eval(), torch.randn(2, 8)
+    artifact = ggpass.compile(model, (x,), {"mask": None, "gain": 2.0}, target="rf8-cpu")
+    assert torch.equal(artifact(x, gain=2.0, mask=None), artifact(x, mask=None, gain=2.0))
+    with pytest.raises(InputError, match=r"'mask' is float32.*None was traced"):
+        artifact(x, mask=torch.zeros(2, 8), gain=2.0)
+    with pytest.raises(InputError, match=r"'gain' is 3.0.*compile again"):
+        artifact(x, mask=None, gain=3.0)
+
+
+def test_subgraphs_are_carried_along() -> None:
+    class Autocast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):
+                y = self.a(x)
+            return self.b(y)
+
+    model, x = Autocast().eval(), torch.randn(2, 8)
+    artifact = ggpass.compile(model, (x,), target="rf8-cpu")
+    assert "b.weight" in str(artifact.report)
+    assert (artifact(x) - model(x)).norm() / model(x).norm() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    model, ids = tiny()
+    lowered = ggpass.compile(model, target="rf8-cpu")
+    many = torch.randint(0, 50, (64, 8))
+    expected = [lowered(i).detach() for i in (ids, many)]
+    torch.set_default_dtype(dtype)
+    try:
+        assert all(torch.equal(lowered(i).detach(), e) for i, e in zip((ids, many), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_patterns_select_tied_and_unused_weights_both_ways() -> None:
+    model, ids = tiny()
+    model.unused = nn.Linear(16, 16)
+    for args in ((), ((ids,),)):
+        compiled = ggpass.compile(model, *args, target="rf8-cpu", skip=["embed", "unused"])
+        kept = {s.name: s.reason for r in ggpass.report(compiled).flat() for s in r.skips if s.matrix}
+        assert any("skip='embed'" in reason for reason in kept.values())
+    with pytest.raises(WeightError, match=r"skip='2' matches no weight.*embed\.weight"):
+        ggpass.compile(model, (ids,), target="rf8-cpu", skip="2")
+
+
+def test_inplace_gives_up_nothing_where_one_weight_has_no_codes() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(80, 8))
+    model[1].weight.data[0, 0] = 3.3e38  # no power-of-two scale covers it
+    with pytest.raises(WeightError, match=r"'1\.weight'.*scale='real'"):
+        ggpass.compile(model, target="rf8-cpu", inplace=True)
+    assert type(model[0]) is nn.Linear
+    assert model[0].weight.numel() == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("lowered already", {}),
+        ("is a string FORMAT-DEVICE", {"target": None}),
+        (r"scheme is a ggpass\.Scheme", {"scheme": "tensor"}),
+        ("give keyword inputs as kwargs=", {"args": {"ids": torch.zeros(1)}}),
+    ],
+)
+def test_misuse_is_answered_with_the_next_action(text: str, options: dict[str, Any]) -> None:
+    lowered = ggpass.compile(tiny()[0], target="rf8-cpu")
+    with pytest.raises(ggpass.GgpassError, match=text):
+        ggpass.compile(lowered, **{"target": "int8-cpu", **options})
+
+
+def test_conv1d_of_hugging_face_decodes_in_its_own_orientation() -> None:
+    utils = pytest.importorskip("transformers.pytorch_utils", reason="needs transformers for its Conv1D")
+    conv = utils.Conv1D(12, 8)
+    nn.init.normal_(conv.weight)
+    lowered = ggpass.compile(conv, target="rf8-cpu")
+    quantized = quantize(conv.weight.detach().t(), RF8)
+    expected = (RF8.decode(quantized.codes) * quantized.scale.unsqueeze(-1)).t()
+    assert torch.equal(lowered.weight, expected)

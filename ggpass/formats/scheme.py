@@ -88,6 +88,28 @@ def channel_amax(weight: Tensor) -> Tensor:
     return amax
 
 
+def choose_scales(weight: Tensor, fmt: Format, scheme: Scheme) -> Tensor:
+    """scale_of(channel_amax(weight)), (N,) or (1,) float32.
+
+    Raises:
+        FormatError: NaN or infinity in the weight, or weights beyond every power-of-two scale; names the channel.
+    """
+    amax = channel_amax(weight)
+    if not torch.isfinite(amax).all():
+        channel = (~torch.isfinite(amax)).nonzero().flatten().tolist()[0]
+        raise FormatError(f"NaN or infinity in channel {channel} of {len(amax)}; repair or skip this weight")
+    if scheme.granularity == "tensor":
+        amax = amax.amax(dim=0, keepdim=True) if amax.numel() else amax.new_zeros(1)
+    scale = scale_of(amax, fmt, scheme)
+    if not torch.isfinite(scale).all():
+        bad = int((~torch.isfinite(scale)).nonzero()[0])
+        raise FormatError(
+            f"channel {bad} of {len(amax)} reaches {amax[bad].item():.3g}: no power-of-two scale that float32 holds "
+            "covers it; use scale='real', or skip this weight"
+        )
+    return scale
+
+
 def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Tensor | None = None) -> Quantized:
     """codes[n, k] = rounding(w[n, k] / scale[n]).
 
@@ -106,19 +128,7 @@ def quantize(weight: Tensor, fmt: Format, scheme: Scheme | None = None, out: Ten
             f"quantize takes a floating (N, K) matrix, not {str(weight.dtype).removeprefix('torch.')} of shape "
             f"{tuple(weight.shape)}; flatten the dimensions behind the output channels first"
         )
-    amax = channel_amax(weight)
-    if not torch.isfinite(amax).all():
-        channel = (~torch.isfinite(amax)).nonzero().flatten().tolist()[0]
-        raise FormatError(f"NaN or infinity in channel {channel} of {len(amax)}; repair or skip this weight")
-    if scheme.granularity == "tensor":
-        amax = amax.amax(dim=0, keepdim=True) if amax.numel() else amax.new_zeros(1)
-    scale = scale_of(amax, fmt, scheme)
-    if not torch.isfinite(scale).all():
-        bad = int((~torch.isfinite(scale)).nonzero()[0])
-        raise FormatError(
-            f"channel {bad} of {len(amax)} reaches {amax[bad].item():.3g}: no power-of-two scale that float32 holds "
-            "covers it; use scale='real', or skip this weight"
-        )
+    scale = choose_scales(weight, fmt, scheme)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device) if out is None else out
     blocks = row_blocks(*weight.shape)
     for start in blocks:

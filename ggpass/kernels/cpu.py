@@ -42,7 +42,7 @@ class CpuKernels:
             for kind, regimes in BY_KIND.items()
             for kernel in regimes.kernels()
         }
-        self._no_bias = torch.zeros(1)
+        self._no_bias = torch.zeros(1, dtype=torch.float32, device="cpu")
 
     def linear(self, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, codebook: Tensor) -> Tensor:
         """(x @ codebook[codes]ᵀ) · scale + bias.
@@ -81,7 +81,7 @@ class CpuKernels:
             return self._dequantize_and_multiply(x, codes, scale, bias, codebook, kind)
         if bias is None:
             bias = self._no_bias.expand(n)
-        y = torch.empty(m, n)
+        y = _floats(m, n)
         packed = self._workspace(regime, m, k)
         self._run(m * n * k, f"{regime}_{kind}", x, packed, codes, scale, bias, codebook, y)
         return y
@@ -89,7 +89,7 @@ class CpuKernels:
     def dequantize(self, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
         """codebook[codes] · scale, rounded to `dtype` once more where that is not float32: (N, K)."""
         _check_codes(codes, scale, codebook)
-        out = torch.empty(codes.shape, dtype=dtype)
+        out = torch.empty(codes.shape, dtype=dtype, device="cpu")
         n, k = codes.shape
         if out.numel() == 0:
             return out
@@ -97,7 +97,7 @@ class CpuKernels:
             self._decode(codes, scale, codebook, out)
             return out
         rows = max(1, BLOCK_BYTES // (4 * k))
-        block = torch.empty(min(rows, n), k)
+        block = _floats(min(rows, n), k)
         for first in range(0, n, rows):
             last = min(first + rows, n)
             part = scale[first:last] if scale.shape[0] == n else scale
@@ -110,16 +110,16 @@ class CpuKernels:
         _check_codes(codes, scale, codebook)
         n, k = codes.shape
         if ids.numel() == 0 or k == 0:
-            return torch.empty(ids.shape[0], k)
+            return _floats(ids.shape[0], k)
         kind, unit = self._codebooks.of(codebook)
         if k < LINE:  # only the rows asked for are padded
             rows = F.pad(codes[ids], (0, LINE - k))
             part = scale[ids] if scale.shape[0] == n else scale
-            out = torch.empty(ids.shape[0], LINE)
+            out = _floats(ids.shape[0], LINE)
             self._decode(rows, part, codebook, out)
             return out[:, :k].contiguous()
         scale = scale if unit == 1.0 else scale * unit
-        out = torch.empty(ids.shape[0], k)
+        out = _floats(ids.shape[0], k)
         self._run(out.numel(), f"embedding_{kind}", ids.contiguous(), codes, scale.expand(n), codebook, out)
         return out
 
@@ -130,7 +130,7 @@ class CpuKernels:
         if k >= LINE:
             self._run(out.numel(), f"dequantize_{kind}", codes, scale, codebook, out)
             return
-        padded = torch.empty(n, LINE)
+        padded = _floats(n, LINE)
         self._run(padded.numel(), f"dequantize_{kind}", F.pad(codes, (0, LINE - k)), scale, codebook, padded)
         out.copy_(padded[:, :k])
 
@@ -141,7 +141,7 @@ class CpuKernels:
         """For many rows of x the BLAS is hard to beat: decode a block that fits the cache, multiply, go on."""
         (m, k), n = x.shape, codes.shape[0]
         rows = max(1, BLOCK_BYTES // (4 * k))
-        y, block = torch.empty(m, n), torch.empty(min(rows, n), k)
+        y, block = _floats(m, n), _floats(min(rows, n), k)
         for first in range(0, n, rows):
             last = min(first + rows, n)
             weights, out = block[: last - first], y[:, first:last]
@@ -156,7 +156,7 @@ class CpuKernels:
     def _workspace(self, regime: str, m: int, k: int) -> Tensor:
         """Room for the packed x: whole batches or panels of rows, whole lines of codes."""
         width = PANEL_VECTORS * self.isa.lanes if regime == "tile" else int(regime.removeprefix("rows"))
-        return torch.empty(-(-m // width) * width * (-(-k // LINE) * LINE))
+        return _floats(-(-m // width) * width * (-(-k // LINE) * LINE))
 
     def _run(self, work: int, name: str, *arguments: Tensor) -> None:
         if work < INLINE_BELOW:
@@ -169,6 +169,11 @@ class CpuKernels:
         # In a thread new to torch this call also hands its thread count to OpenMP, whose own is per thread.
         torch.get_num_threads()
         self._function[name](*arguments)
+
+
+def _floats(*shape: int) -> Tensor:
+    """Uninitialized float32 on the CPU, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _check_codes(codes: Tensor, scale: Tensor, codebook: Tensor) -> None:

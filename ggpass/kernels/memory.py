@@ -31,10 +31,10 @@ def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     size = count * dtype.itemsize
     if size == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     raw = _huge(size) if size >= HUGE_FROM else None
     if raw is None:
-        raw = torch.empty(size + LINE_BYTES, dtype=torch.uint8)
+        raw = torch.empty(size + LINE_BYTES, dtype=torch.uint8, device="cpu")
         raw = raw[-raw.data_ptr() % LINE_BYTES :][:size]
     return raw.view(dtype).view(tuple(shape))
 

@@ -59,8 +59,11 @@ def _reason_to_keep(norm: fx.Node) -> str:
             return f"the weight or bias of {producer.name} is computed"
         if list(tensor.users) != [producer]:
             return f"{tensor.target} has other readers"
-    if producer.target is aten.linear.default and norm.meta["val"].dim() != 2:
-        return "the channels of a linear with more than two dimensions are not those of the batch norm"
+    if any(isinstance(n, fx.Node) and n.op != "get_attr" for n in norm.args[1:5]):
+        return "its weight or statistics are computed"
+    # One batch dimension in front of the channels: in any other shape dimension 1 is not the producer's channels.
+    if norm.meta["val"].dim() != producer.args[1].meta["val"].dim():  # type: ignore[union-attr]
+        return f"the result of {producer.name} has no batch dimension, or more than one"
     return ""
 
 
@@ -84,7 +87,7 @@ def _fold(program: Program, norm: fx.Node) -> Change:
 
     # Another name of the same tensor keeps the old values: the tensor is replaced, not written to.
     program.set_weight(name, folded)
-    bias_name = str(bias_node.target) if isinstance(bias_node, fx.Node) else f"{name}_folded_bias"
+    bias_name = str(bias_node.target) if isinstance(bias_node, fx.Node) else program.free_name(f"{name}_folded_bias")
     program.set_weight(bias_name, bias)
     with program.graph.inserting_before(producer):
         bias_node = program.get_attr(bias_name)

@@ -1,6 +1,6 @@
 """LowerWeights: the pass that turns float weights into codes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -22,39 +22,39 @@ class LowerWeights:
     5. The float tensors themselves are not written to; with `lowering.free` their memory is given back.
 
     Raises:
-        WeightError: NaN or infinity in a weight, an integer weight, a pattern that matches nothing.
+        WeightError: NaN or infinity in a weight, an integer weight.
     """
 
     lowering: Lowering = field(default_factory=Lowering)
 
     def __call__(self, program: Program) -> Report:
         report = Report("LowerWeights")
-        sources = [n for n in program.graph.nodes if n.op == "get_attr" and n.users]
+        sources = [node for node in program.reads() if node.users]
         weights = group_weights(sources, lambda node: program.weight(str(node.target)))
+        weights = [replace(w, names=self.lowering.aliases_of(w.tensor) or w.names) for w in weights]
         matrices = [w for w in weights if w.tensor.dim() >= 2 and isinstance(w.tensor, torch.nn.Parameter)]
-        self.lowering.check_patterns(name for w in matrices for name in w.names)
         for weight in weights:
             if weight not in matrices:
                 report.skips += _unlisted(weight)
         reasons = [reason_to_keep(weight, self.lowering) for weight in matrices]
         report.skips += [Skip(w.name, reason, bytes_of(w.tensor)) for w, reason in zip(matrices, reasons) if reason]
         chosen = [weight for weight, reason in zip(matrices, reasons) if not reason]
-        self.lowering.check_values((weight.name, weight.tensor) for weight in chosen)
+        self.lowering.check_values((w.name, w.tensor, w.uses[0].transposed) for w in chosen)
         # Small weights first: with `free`, their memory is back before the largest needs room for its codes.
+        codebook = program.free_name(f"{self.lowering.format.name}_codebook")
         for weight in sorted(chosen, key=lambda w: w.tensor.numel()):
-            report.changes.append(self._lower(program, weight))
+            report.changes.append(self._lower(program, weight, codebook))
         program.graph.eliminate_dead_code()
         program.prune()
         return report
 
-    def _lower(self, program: Program, weight: Weight) -> Change:
+    def _lower(self, program: Program, weight: Weight, codebook: str) -> Change:
         lowering, before, shape = self.lowering, bytes_of(weight.tensor), tuple(weight.tensor.shape)
         dtype = weight.tensor.dtype
         quantized = lowering.lower(weight.name, weight.tensor, weight.uses[0].transposed)
-        codebook = f"{lowering.format.name}_codebook"
         tensors = {
-            f"{weight.name}_codes": quantized.codes,
-            f"{weight.name}_scale": quantized.scale,
+            program.free_name(f"{weight.name}_codes"): quantized.codes,
+            program.free_name(f"{weight.name}_scale"): quantized.scale,
             codebook: lowering.format.codebook.to(quantized.codes.device),
         }
         for name, tensor in tensors.items():
@@ -78,17 +78,19 @@ def _unlisted(weight: Weight) -> list[Skip]:
         return []
     if tensor.dim() < 2:
         return [Skip(weight.name, f"{tensor.dim()}-D (bias, norm): stays as it is", bytes_of(tensor), matrix=False)]
-    return [Skip(weight.name, "a buffer, not a parameter", bytes_of(tensor), matrix=False)]
+    # A buffer that is used as weights are counts as a matrix: leaving it out would make the share look better.
+    matrix = any(use.kind is not None for use in weight.uses)
+    return [Skip(weight.name, "a buffer, not a parameter", bytes_of(tensor), matrix=matrix)]
 
 
 def reason_to_keep(weight: Weight, lowering: Lowering) -> str:
     """Why a matrix stays a float matrix; empty where every use of it can be lowered."""
-    reason = lowering.reason_to_skip(weight.names, weight.tensor)
-    if reason:
-        return reason
     for use in weight.uses:
         if use.kind is None:
             return use.reason if len(weight.uses) == 1 else f"{use.reason} (node {use.node.name})"
+    reason = lowering.reason_to_skip(weight.names, weight.tensor)
+    if reason:
+        return reason
     if len({use.transposed for use in weight.uses}) > 1:
         return "used in both orientations, and a scale belongs to one"
     if not lowering.worth_it(weight.tensor, weight.uses[0].transposed):

@@ -24,6 +24,18 @@ def operands_of(node: fx.Node) -> dict[str, Any]:
     return {"codes": node.args[1], "scale": node.args[2], "bias": node.args[4]}
 
 
+def may_write(target: object) -> bool:
+    """Whether an operator changes one of its arguments; sub-graphs may."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def _is_matrix(linear: fx.Node) -> bool:
+    value = next(iter(operands_of(linear).values())).meta.get("val")
+    return not isinstance(value, Tensor) or value.dim() == 2
+
+
 def linear_groups(graph: fx.Graph, linear: object, targets: Iterable[object]) -> list[list[fx.Node]]:
     """Two or more linears that read one input, all float or all coded with one codebook; in graph order.
 
@@ -33,11 +45,14 @@ def linear_groups(graph: fx.Graph, linear: object, targets: Iterable[object]) ->
     """
     groups: dict[tuple[object, ...], list[fx.Node]] = {}
     wanted = tuple(targets)
+    writes = 0
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in wanted:
+        # An in-place operator may change what the same node holds: linears on its two sides do not read one value.
+        writes += node.op == "call_function" and may_write(node.target)
+        if node.op == "call_function" and node.target in wanted and _is_matrix(node):
             codebook = node.args[3] if node.target is linear else None
             name = codebook.target if isinstance(codebook, fx.Node) else None
-            groups.setdefault((node.args[0], node.target, name), []).append(node)
+            groups.setdefault((node.args[0], node.target, name, writes), []).append(node)
     return [nodes for nodes in groups.values() if len(nodes) > 1]
 
 
@@ -73,10 +88,9 @@ def join(graph: fx.Graph, nodes: list[fx.Node], operands: dict[str, Any], rows: 
     parts = graph.call_function(aten.split_with_sizes.default, (joined, rows, -1))
     for position, node in enumerate(nodes):
         part = graph.call_function(operator.getitem, (parts, position))
+        # A linear's result is contiguous, and what follows may rely on it; for one row this copies nothing.
+        part = graph.call_function(aten.contiguous.default, (part,))
         part.meta["val"] = node.meta.get("val")
-        for user in list(node.users):
-            if user.target is aten.view.default:
-                user.target = aten.reshape.default  # a part is strided: where a view cannot be, reshape copies
         node.replace_all_uses_with(part)
     for node in nodes:
         graph.erase_node(node)
@@ -100,7 +114,7 @@ class MergeLinears:
     1. The linears read the same node, and are all float or all coded with one codebook.
     2. Weights, scales and biases are tensors of the program that no other node reads: a tied weight stays apart.
     3. A missing bias counts as zeros where another linear of the group has one; without any, there is none.
-    4. A result is a view of the merged one: a `view` behind it becomes `reshape`, which copies where it must.
+    4. Each result is contiguous, as a linear's is. Linears on two sides of an in-place operator stay apart.
     5. A group that cannot be merged is reported with its reason.
 
     Attributes:
@@ -140,8 +154,9 @@ class MergeLinears:
                 value = concatenate(parts, rows, self.allocate)
                 merged[role] = None
                 if value is not None:
-                    program.set_weight(f"{names[0]}_merged_{role}", value, buffer=matrix == "codes")
-                    merged[role] = program.get_attr(f"{names[0]}_merged_{role}")
+                    name = program.free_name(f"{names[0]}_merged_{role}")
+                    program.set_weight(name, value, buffer=matrix == "codes")
+                    merged[role] = program.get_attr(name)
             join(program.graph, nodes, merged, rows)
         program.prune()
         return Change(" + ".join(n.removesuffix("_codes") for n in names), f"{what}: {sum(rows)} channels")

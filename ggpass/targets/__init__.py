@@ -21,6 +21,8 @@ def resolve(target: str) -> tuple[Format, Target]:
     Raises:
         TargetError: an unknown half, or a device that cannot be used here; lists both halves with the reasons.
     """
+    if not isinstance(target, str):
+        raise TargetError(f"a target is a string FORMAT-DEVICE, as in 'rf8-cpu', not {target!r}; {_choices()}")
     name, dash, device = target.partition("-")
     if not dash:
         raise TargetError(f"a target is FORMAT-DEVICE, as in 'rf8-cpu', not {target!r}; {_choices()}")

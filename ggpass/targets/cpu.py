@@ -43,14 +43,19 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Ten
         return ops.reference_linear(x, codes, scale, codebook, bias)
     ops.check_linear(x, codes, scale, codebook)
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
-    y = kernels.linear(rows.float(), codes, scale, None if bias is None else bias.float(), codebook)
-    return y.view(*x.shape[:-1], codes.shape[0]).to(x.dtype)
+    y = kernels.linear(
+        rows.float(), codes, scale, None if bias is None else bias.float().expand(codes.shape[0]), codebook
+    )
+    # Not `view`: autograd forbids in-place operators on what a custom operator returns as a view.
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], codes.shape[0]]).to(x.dtype)
 
 
 def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
     kernels = _kernels()
     if kernels is None:
         return ops.reference_embedding(ids, codes, scale, codebook, dtype)
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"embedding ids are int64 or int32, not {ids.dtype}")
     flat = ids.reshape(-1).long()
     if flat.numel():
         low, high = torch.aminmax(flat)
@@ -58,7 +63,8 @@ def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtyp
             raise IndexError(
                 f"embedding ids run from {low} to {high}, and the table has rows 0 to {codes.shape[0] - 1}"
             )
-    return kernels.embedding(flat, codes, scale, codebook).view(*ids.shape, codes.shape[1]).to(dtype)
+    rows = kernels.embedding(flat, codes, scale, codebook)
+    return torch.ops.aten._unsafe_view(rows, [*ids.shape, codes.shape[1]]).to(dtype)
 
 
 def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
