@@ -105,10 +105,10 @@ class Conv final : public Kernel {
 
  protected:
   void run(const Call &call) const override {
-    Inputs inputs;
-    read_weights(call, inputs);
+    WeightInputs inputs = read_weights(call);
+    const Weights weights = inputs.weights();
     const Tensor x = call.input(Role::kX);
-    const Geometry g(window_, x.shape, inputs.codes.shape);
+    const Geometry g(window_, x.shape, inputs.shape());
     Buffer<float> bias_room;
     const float *bias = read_bias(call.input(Role::kBias), g.rows, bias_room);
     const Shape shape = g.output_shape();
@@ -116,12 +116,12 @@ class Conv final : public Kernel {
     void *y = call.output(shape);
     if (count == 0) return;
     if (x.element == ORT_FLOAT) {
-      convolve(g, inputs.weights, bias, static_cast<const float *>(x.data), static_cast<float *>(y), call.session);
+      convolve(g, weights, bias, static_cast<const float *>(x.data), static_cast<float *>(y), call.session);
       return;
     }
     Buffer<float> wide_x, wide_y;
     half_to_float(static_cast<const uint16_t *>(x.data), x.count(), wide_x.at_least(x.count()));
-    convolve(g, inputs.weights, bias, wide_x.get(), wide_y.at_least(count), call.session);
+    convolve(g, weights, bias, wide_x.get(), wide_y.at_least(count), call.session);
     float_to_half(wide_y.get(), count, static_cast<uint16_t *>(y));
   }
 

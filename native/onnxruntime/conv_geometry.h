@@ -21,7 +21,7 @@ struct Window {
 
   int64_t taps() const { return kernel[0] * kernel[1]; }
 
-  // Windows along an axis of `length`: ⌊(length + pads − dilation · (kernel − 1) − 1) / stride⌋ + 1; none where < 1.
+  // Windows along an axis of `length`: ⌊(length + pads − dilation · (kernel − 1) − 1) / stride⌋ + 1, or none.
   int64_t count(int axis, int64_t length) const;
 };
 

@@ -18,7 +18,8 @@ class Decode : public Kernel {
     const auto to = static_cast<OrtElement>(attribute(api, info, "to", ORT_FLOAT));
     if (to != ORT_FLOAT && to != ORT_FLOAT16)
       fail("the attribute to is %d; it is 1 (float) or 10 (float16)", static_cast<int>(to));
-    if (to != result) fail("the attribute to says %s and the file's type of the result %s", name_of(to), name_of(result));
+    if (to != result)
+      fail("the attribute to says %s and the file's type of the result %s", name_of(to), name_of(result));
   }
 
  protected:
@@ -46,9 +47,9 @@ class Dequantize final : public Decode {
 
  protected:
   void run(const Call &call) const override {
-    Inputs inputs;
-    read_weights(call, inputs);
-    decode(inputs.weights, nullptr, inputs.weights.rows, call.output(inputs.codes.shape), call.session);
+    WeightInputs inputs = read_weights(call);
+    const Weights weights = inputs.weights();
+    decode(weights, nullptr, weights.rows, call.output(inputs.shape()), call.session);
   }
 };
 
@@ -58,16 +59,16 @@ class Gather final : public Decode {
 
  protected:
   void run(const Call &call) const override {
-    Inputs inputs;
-    read_weights(call, inputs);
+    WeightInputs inputs = read_weights(call);
+    const Weights weights = inputs.weights();
     const Tensor ids = call.input(Role::kIds);
     const int64_t count = ids.count();
     Buffer<int64_t> rows;
     rows.at_least(count);
-    for (int64_t i = 0; i < count; i++) rows.get()[i] = row(ids, i, inputs.weights.rows);
+    for (int64_t i = 0; i < count; i++) rows.get()[i] = row(ids, i, weights.rows);
     Shape shape = ids.shape;
-    shape.push_back(inputs.weights.columns);
-    decode(inputs.weights, rows.get(), count, call.output(shape), call.session);
+    shape.push_back(weights.columns);
+    decode(weights, rows.get(), count, call.output(shape), call.session);
   }
 
  private:

@@ -13,7 +13,7 @@ if(NOT GGPASS_ONNXRUNTIME)
 elseif(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
   set(reason "the library is built on Linux only so far")
 else()
-  message(STATUS "Generating the ONNX Runtime kernels (some seconds for each instruction set, kept in the build folder)")
+  message(STATUS "Generating the ONNX Runtime kernels: some seconds each, and kept in the build folder")
   execute_process(COMMAND ${Python_EXECUTABLE} ${here}/generate.py ${generated}
     OUTPUT_VARIABLE sets ERROR_VARIABLE reason RESULT_VARIABLE failed)
   if(NOT failed)

@@ -25,12 +25,12 @@ class MatMul final : public Kernel {
 
  protected:
   void run(const Call &call) const override {
-    Inputs inputs;
-    read_weights(call, inputs);
+    WeightInputs inputs = read_weights(call);
+    const Weights weights = inputs.weights();
     const Tensor x = call.input(Role::kX);
-    const int64_t n = inputs.weights.rows, k = inputs.weights.columns;
+    const int64_t n = weights.rows, k = weights.columns;
     if (x.shape.empty() || x.shape.back() != k)
-      fail("x is %s; for codes %s it is (…, %lld)", text(x.shape).c_str(), text(inputs.codes.shape).c_str(),
+      fail("x is %s; for codes %s it is (…, %lld)", text(x.shape).c_str(), text(inputs.shape()).c_str(),
            static_cast<long long>(k));
     const int64_t m = product_of_rows(x.shape);
     Buffer<float> room;
@@ -39,7 +39,7 @@ class MatMul final : public Kernel {
     shape.back() = n;
     void *y = call.output(shape);
     if (m == 0 || n == 0) return;
-    Product product(inputs.weights, bias, call.session);
+    Product product(weights, bias, call.session);
     if (x.element == ORT_FLOAT)
       product.run(static_cast<const float *>(x.data), m, static_cast<float *>(y));
     else

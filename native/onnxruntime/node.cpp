@@ -1,6 +1,7 @@
 #include "node.h"
 
 #include <cstring>
+#include <utility>
 
 namespace ggpass {
 namespace {
@@ -103,7 +104,8 @@ void check_node(const Definition &definition, const OrtApi &api, const OrtKernel
   if (version > kVersion)
     fail("the file asks for version %lld of the operator and this library runs version %lld; upgrade ggpass",
          static_cast<long long>(version), static_cast<long long>(kVersion));
-  if (version < 1) fail("the file asks for version %lld of the operator; versions begin at 1", static_cast<long long>(version));
+  if (version < 1)
+    fail("the file asks for version %lld of the operator; versions begin at 1", static_cast<long long>(version));
   const OrtElement x = type_of(api, info, 0);
   for (size_t i = 0; i < definition.inputs; i++) {
     const Role role = definition.roles[i];
@@ -138,21 +140,15 @@ void *Call::output(const Shape &shape) const {
 Kernel::Kernel(const Definition &definition, const OrtApi &api, const OrtKernelInfo *info)
     : definition_(definition), api_(api), where_(describe(definition, api, info)) {
   // A file that cannot run should say so when it is loaded. Codes stay where ONNX Runtime mapped them.
-  const Tensor codes = constant(api, info, definition.index(R::kCodes));
-  const Tensor scale = constant(api, info, definition.index(R::kScale));
-  if (!codes.given() || !scale.given()) return;
-  const Tensor codebook = definition.has(R::kCodebook) ? constant(api, info, definition.index(R::kCodebook)) : Tensor{};
-  WeightInputs(codes, scale, codebook.given() ? &codebook : nullptr);
-  canonical_ = canonical(static_cast<const uint8_t *>(codes.data), codes.count());
+  Tensor codes = constant(api, info, definition.index(R::kCodes));
+  Tensor scale = constant(api, info, definition.index(R::kScale));
+  Tensor codebook = definition.has(R::kCodebook) ? constant(api, info, definition.index(R::kCodebook)) : Tensor{};
+  if (!codes.given() || !scale.given() || (definition.has(R::kCodebook) && !codebook.given())) return;
+  canonical_ = WeightInputs(std::move(codes), std::move(scale), std::move(codebook), {}).is_rf8();
 }
 
-void Kernel::read_weights(const Call &call, Inputs &inputs) const {
-  inputs.codes = call.input(R::kCodes);
-  inputs.scale = call.input(R::kScale);
-  inputs.codebook = call.input(R::kCodebook);
-  const Tensor *codebook = definition_.has(R::kCodebook) ? &inputs.codebook : nullptr;
-  inputs.checked = std::make_unique<WeightInputs>(inputs.codes, inputs.scale, codebook);
-  inputs.weights = inputs.checked->weights(canonical_);
+WeightInputs Kernel::read_weights(const Call &call) const {
+  return {call.input(R::kCodes), call.input(R::kScale), call.input(R::kCodebook), canonical_};
 }
 
 OrtStatus *Kernel::compute(OrtKernelContext *context) const noexcept {

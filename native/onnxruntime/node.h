@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "parallel.h"
@@ -60,20 +61,14 @@ class Kernel {
  protected:
   virtual void run(const Call &call) const = 0;
 
-  // The weights of this run, checked; `codes` and the others are alive as long as `inputs` is.
-  struct Inputs {
-    Tensor codes, scale, codebook;
-    std::unique_ptr<WeightInputs> checked;
-    Weights weights;
-  };
-  void read_weights(const Call &call, Inputs &inputs) const;
+  WeightInputs read_weights(const Call &call) const;
 
   const Definition &definition_;
 
  private:
   const OrtApi &api_;
   std::string where_;
-  bool canonical_ = false;  // codes lie in the file and were looked at when the session was made
+  std::optional<bool> canonical_;  // where the codes lie in the file, which is looked through only once
 };
 
 std::unique_ptr<Kernel> make_matmul(const Definition &, const OrtApi &, const OrtKernelInfo *);

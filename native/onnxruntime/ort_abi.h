@@ -115,7 +115,7 @@ struct OrtApi {
   OrtStatus *(*KernelContext_GetInputCount)(const OrtKernelContext *, size_t *count);
   ORT_SKIP(89, 89);
   OrtStatus *(*KernelContext_GetInput)(const OrtKernelContext *, size_t index, const OrtValue **);  // null: left out
-  OrtStatus *(*KernelContext_GetOutput)(OrtKernelContext *, size_t index, const int64_t *dims, size_t rank, OrtValue **);
+  OrtStatus *(*KernelContext_GetOutput)(OrtKernelContext *, size_t index, const int64_t *shape, size_t, OrtValue **);
   ORT_SKIP(92, 92);
   void (*ReleaseStatus)(OrtStatus *);
   ORT_SKIP(94, 97);
@@ -123,7 +123,7 @@ struct OrtApi {
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo *);
   ORT_SKIP(100, 162);
   // With `values` null, only the count is given.
-  OrtStatus *(*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo *, const char *name, int64_t *values, size_t *count);
+  OrtStatus *(*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo *, const char *name, int64_t *values, size_t *);
   ORT_SKIP(164, 229);
   OrtStatus *(*KernelInfo_GetInputCount)(const OrtKernelInfo *, size_t *count);
   ORT_SKIP(231, 233);
@@ -131,7 +131,7 @@ struct OrtApi {
   ORT_SKIP(235, 243);
   OrtStatus *(*KernelInfo_GetNodeName)(const OrtKernelInfo *, char *name, size_t *size);
   ORT_SKIP(245, 248);
-  OrtStatus *(*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo *, size_t index, int *constant, const OrtValue **);
+  OrtStatus *(*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo *, size_t, int *constant, const OrtValue **);
   ORT_SKIP(250, 266);
   OrtStatus *(*ShapeInferContext_GetInputCount)(const OrtShapeInferContext *, size_t *count);
   // Lent, not given. An unknown rank reads as rank 0.

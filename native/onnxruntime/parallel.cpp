@@ -1,6 +1,7 @@
 // TVM's run-time functions that generated kernels call, over ONNX Runtime's threads: libtvm itself is not needed.
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -39,15 +40,11 @@ void run_task(void *data, size_t task) {
   if (launch->lambda(static_cast<int>(task), &group, launch->data) != 0) launch->failed = true;
 }
 
-// The number of threads is not to be had from ONNX Runtime, but each takes the next task as it becomes free: more
-// tasks than threads keep all of them busy to the end, and are still some microseconds long.
-constexpr int32_t kTasks = 64;
-
 int parallel_launch(Lambda lambda, void *data, int tasks) {
   const Session *session = Session::current;
-  const bool parallel = session != nullptr && session->large();
-  Launch launch{lambda, data, tasks > 0 ? tasks : parallel ? kTasks : 1};
-  if (parallel) {
+  const int32_t wanted = session != nullptr ? std::max(session->tasks(), 1) : 1;
+  Launch launch{lambda, data, tasks > 0 ? tasks : wanted};
+  if (wanted > 1) {
     try {
       session->run(static_cast<size_t>(launch.tasks), run_task, &launch);
     } catch (const std::exception &) {

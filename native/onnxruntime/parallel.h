@@ -1,6 +1,7 @@
 // Loops on ONNX Runtime's own threads, whose number its session options set.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -9,7 +10,7 @@
 namespace ggpass {
 
 // Where a node is running. While it lives, the parallel loops that generated kernels start on this thread run on
-// the session's threads; without one, or for `work` (multiplications) too small to be worth waking them, inline.
+// the session's threads; without one, or for too little work (multiplications) to be worth waking them, inline.
 class Session {
  public:
   Session(const OrtApi &api, const OrtKernelContext *context) : api_(api), context_(context), outer_(current) {
@@ -20,12 +21,15 @@ class Session {
   Session &operator=(const Session &) = delete;
 
   void set_work(int64_t work) { work_ = work; }
-  bool large() const { return work_ >= 1 << 16; }
+
+  // The number of threads is not to be had from ONNX Runtime, but each takes the next task as it becomes free: more
+  // tasks than threads keep all of them busy to the end. A task is some microseconds of work.
+  int32_t tasks() const { return static_cast<int32_t>(std::min<int64_t>(work_ >> 16, 256)); }
 
   // body(0) ... body(count - 1), which must not throw.
   template <typename Body>
   void each(int64_t count, const Body &body) const {
-    if (count > 1 && large()) {
+    if (count > 1 && tasks() > 1) {
       run(static_cast<size_t>(count), [](void *data, size_t i) {
         (*static_cast<const Body *>(data))(static_cast<int64_t>(i));
       }, const_cast<Body *>(&body));

@@ -42,7 +42,8 @@ std::unique_ptr<Kernel> make(const Op &op, const OrtKernelInfo *info) {
 OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   *kernel = nullptr;
   std::string where;
-  OrtStatus *status = guard(*api, self(op).definition->name, [&] { where = describe(*self(op).definition, *api, info); });
+  OrtStatus *status =
+      guard(*api, self(op).definition->name, [&] { where = describe(*self(op).definition, *api, info); });
   if (status != nullptr) return status;
   return guard(*api, where, [&] { *kernel = make(self(op), info).release(); });
 }
@@ -81,8 +82,10 @@ OrtCustomOp callbacks() {
   return op;
 }
 
-constexpr OrtElement kEveryType[] = {ORT_FLOAT, ORT_FLOAT16, ORT_DOUBLE, ORT_BFLOAT16, ORT_INT8,   ORT_INT16,  ORT_INT32,
-                                     ORT_INT64, ORT_UINT8,   ORT_UINT16, ORT_UINT32,   ORT_UINT64, ORT_BOOL,   ORT_STRING};
+constexpr OrtElement kEveryType[] = {
+    ORT_FLOAT, ORT_FLOAT16, ORT_DOUBLE, ORT_BFLOAT16, ORT_INT8,   ORT_INT16, ORT_INT32,
+    ORT_INT64, ORT_UINT8,   ORT_UINT16, ORT_UINT32,   ORT_UINT64, ORT_BOOL,  ORT_STRING,
+};
 
 // The operators as one run time sees them; made at the first registration and kept, since sessions borrow them.
 struct Registered {
@@ -126,7 +129,8 @@ OrtCustomOpDomain *domain_for(const OrtApi &api, const OrtApiBase &base) {
 }  // namespace
 }  // namespace ggpass
 
-extern "C" __attribute__((visibility("default"))) OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+extern "C" __attribute__((visibility("default"))) OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
+                                                                               const OrtApiBase *base) {
   const OrtApi *api = base->GetApi(kOrtVersion);
   if (api == nullptr) {
     // The first entries are in every version, and this message needs no more.

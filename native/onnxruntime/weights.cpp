@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace ggpass {
 namespace {
@@ -51,33 +52,40 @@ bool canonical(const uint8_t *codes, int64_t count) {
   return true;
 }
 
-WeightInputs::WeightInputs(const Tensor &codes, const Tensor &scale, const Tensor *codebook)
-    : codes_(codes), scale_(scale), codebook_(rf8_codebook()) {
-  if (codes.element != ORT_UINT8 || codes.shape.size() != 2)
-    fail("codes are %s %s; they are uint8 (N, K): export the model again with ggpass", name_of(codes.element),
-         text(codes.shape).c_str());
-  codes.count();
-  const int64_t rows = codes.shape[0];
-  if (scale.element != ORT_FLOAT || scale.shape.size() != 1 || (scale.shape[0] != rows && scale.shape[0] != 1))
-    fail("scale is %s %s; for codes %s it is float (%lld) or (1)", name_of(scale.element), text(scale.shape).c_str(),
-         text(codes.shape).c_str(), static_cast<long long>(rows));
-  if (codebook == nullptr) return;
-  if (codebook->element != ORT_FLOAT || codebook->shape != Shape{kCodes})
-    fail("codebook is %s %s; it is float (256)", name_of(codebook->element), text(codebook->shape).c_str());
-  codebook_ = static_cast<const float *>(codebook->data);
+WeightInputs::WeightInputs(Tensor codes, Tensor scale, Tensor codebook, std::optional<bool> canonical)
+    : codes_(std::move(codes)), scale_(std::move(scale)), codebook_(std::move(codebook)), canonical_(canonical) {
+  if (codes_.element != ORT_UINT8 || codes_.shape.size() != 2)
+    fail("codes are %s %s; they are uint8 (N, K): export the model again with ggpass", name_of(codes_.element),
+         text(codes_.shape).c_str());
+  codes_.count();  // fails where it overflows
+  const int64_t rows = codes_.shape[0];
+  if (scale_.element != ORT_FLOAT || (scale_.shape != Shape{rows} && scale_.shape != Shape{1}))
+    fail("scale is %s %s; for codes %s it is float (%lld) or (1)", name_of(scale_.element),
+         text(scale_.shape).c_str(), text(codes_.shape).c_str(), static_cast<long long>(rows));
+  if (codebook_.given() && (codebook_.element != ORT_FLOAT || codebook_.shape != Shape{kCodes}))
+    fail("codebook is %s %s; it is float (256)", name_of(codebook_.element), text(codebook_.shape).c_str());
 }
 
-Weights WeightInputs::weights(bool known_canonical) {
+const float *WeightInputs::codebook() const {
+  return codebook_.given() ? static_cast<const float *>(codebook_.data) : rf8_codebook();
+}
+
+bool WeightInputs::is_rf8() const {
+  if (std::memcmp(codebook(), rf8_codebook(), kCodes * sizeof(float)) != 0) return false;
+  return canonical_.has_value() ? *canonical_ : canonical(static_cast<const uint8_t *>(codes_.data), codes_.count());
+}
+
+Weights WeightInputs::weights() {
   Weights w{kTable,
             static_cast<const uint8_t *>(codes_.data),
             codes_.shape[0],
             codes_.shape[1],
             static_cast<const float *>(scale_.data),
             scale_.shape[0] == 1 ? 0 : 1,
-            codebook_};
-  if (codebook_ == rf8_codebook() || std::memcmp(codebook_, rf8_codebook(), kCodes * sizeof(float)) == 0) {
-    if (known_canonical || canonical(w.codes, w.rows * w.columns)) w.kind = kRf8;
-  } else if (const float unit = linear_unit(codebook_); unit > 0) {
+            codebook()};
+  if (is_rf8()) {
+    w.kind = kRf8;
+  } else if (const float unit = linear_unit(w.codebook); unit > 0) {
     w.kind = kLinear;
     scaled_.assign(w.scale, w.scale + scale_.shape[0]);
     for (float &scale : scaled_) scale *= unit;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
@@ -38,15 +39,22 @@ bool canonical(const uint8_t *codes, int64_t count);
 class WeightInputs {
  public:
   // Fails unless codes are (N, K) uint8, scale (N) or (1) float, codebook (256) float (RF8's own where not given).
-  WeightInputs(const Tensor &codes, const Tensor &scale, const Tensor *codebook);
+  // `canonical` tells what is known of the codes from an earlier look; without it RF8 codes are looked through.
+  WeightInputs(Tensor codes, Tensor scale, Tensor codebook, std::optional<bool> canonical);
 
-  // `known_canonical` saves a pass over codes that were looked at before. Borrows from this object.
-  Weights weights(bool known_canonical);
+  const Shape &shape() const { return codes_.shape; }
+
+  // Are these codes for the bit arithmetic of RF8?
+  bool is_rf8() const;
+
+  // Borrows from this object and from the tensors.
+  Weights weights();
 
  private:
-  const Tensor &codes_;
-  const Tensor &scale_;
-  const float *codebook_;
+  const float *codebook() const;
+
+  Tensor codes_, scale_, codebook_;
+  std::optional<bool> canonical_;
   std::vector<float> scaled_;
 };
 
