@@ -2,6 +2,9 @@
 
 #include "codec_rans.h"
 
+GGP_API uint32_t ggp_crc32c(uint32_t seed, const uint8_t* bytes, size_t n, int portable);
+GGP_API int64_t ggp_patch(const uint8_t* in, size_t length, const int16_t* substitutes, int type, void* out, size_t n);
+
 namespace {
 
 // What encoding one symbol takes; the division by freq is a multiplication by 2^64 / freq rounded up, which is exact
@@ -256,4 +259,30 @@ GGP_API int64_t ggp_rans_decode_values(const uint8_t* in, size_t length, const v
     n -= block;
   }
   return finish(d);
+}
+
+// Chunks `first` to `last` - 1 of a container, in one call so that threads meet in Python once for many symbols: each
+// one's checksum, code and patches. out[0] is the first symbol of chunk `first`; `values` null: the symbols are bytes.
+// kOk, or a Status, and in *failed the chunk that was refused; kNoSpace there says that its checksum is wrong.
+GGP_API int64_t ggp_rans_chunks(const uint8_t* body, const int64_t* starts, const uint32_t* index, size_t first, size_t last,
+                                size_t chunk, uint64_t total, const void* table, const void* values, size_t count, int type,
+                                const int16_t* substitutes, uint8_t* out, int portable, int64_t* failed) {
+  const int width = 1 << type / 2;
+  for (size_t i = first; i < last; i++) {
+    const uint8_t* in = body + starts[i];
+    const size_t code = index[3 * i], patches = index[3 * i + 1];
+    const uint64_t left = total - uint64_t{i} * chunk;
+    const size_t n = left < chunk ? static_cast<size_t>(left) : chunk;
+    *failed = static_cast<int64_t>(i);
+    if (ggp_crc32c(0, in, code + patches, 0) != index[3 * i + 2]) return kNoSpace;
+    const int64_t status = values ? ggp_rans_decode_values(in, code, table, values, count, width, out, n, portable)
+                                  : ggp_rans_decode(in, code, table, out, n, portable);
+    if (status < 0) return status;
+    if (patches) {
+      const int64_t patched = ggp_patch(in + code, patches, substitutes, type, out, n);
+      if (patched < 0) return patched;
+    }
+    out += n * static_cast<size_t>(width);
+  }
+  return kOk;
 }

@@ -58,10 +58,10 @@ def best_order(n: np.ndarray, counts: np.ndarray | None = None) -> int:
     """
     if not len(n):
         return 0
-    weights = np.ones(len(n)) if counts is None else counts
-    largest = int(n.max()).bit_length()  # from 2^k > n on, one more order is one more bit for every number
-    cost = [float((lengths(n, k) * weights).sum()) for k in range(min(MAX_ORDER, largest) + 1)]
-    return int(np.argmin(cost))
+    orders = range(min(MAX_ORDER, int(n.max()).bit_length()) + 1)  # past 2^k > n, each order costs one more bit
+    if counts is None:
+        return min(orders, key=lambda k: total_bits(n, k))
+    return min(orders, key=lambda k: float((lengths(n, k) * counts).sum()))
 
 
 def best_order_of_gg(alpha: float, nu: float, step: float) -> int:

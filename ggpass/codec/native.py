@@ -36,6 +36,14 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
         c_int64,
         (c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int, c_void_p, c_size_t, c_int),
     ),
+    "ggp_rans_chunks": (
+        c_int64,
+        (
+            *(c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_size_t, c_uint64),  # where the chunks are
+            *(c_void_p, c_void_p, c_size_t, c_int, c_void_p),  # table, values, substitutes
+            *(c_void_p, c_int, c_void_p),
+        ),
+    ),
     "ggp_exp_golomb_bits": (c_int64, (c_void_p, c_size_t, c_int)),
     "ggp_exp_golomb_encode": (c_int64, (c_void_p, c_size_t, c_int, c_void_p, c_size_t)),
     "ggp_exp_golomb_decode": (c_int64, (c_void_p, c_size_t, c_size_t, c_int, c_void_p)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ggpass.artifact import Sizes, bytes_of_module
 from ggpass.errors import FormatError
+from ggpass.file.layout import elements
 from ggpass.file.reader import PackedFile
 from ggpass.file.save import items_of
 from ggpass.formats import Quantized
@@ -29,12 +30,17 @@ class _StoredCodes(Lowering):
     Attributes:
         file: where the codes are.
         threads: how many decode them.
-        names: the name in the file of each weight that was accepted, by the weight's identity.
+        names: the name in the file of each weight that may be taken, by the weight's identity.
+        accepted: the names of those that are.
+        decoded: the codes of all accepted weights, from when the first one is asked for: chunks of many weights
+            together keep the threads busy.
     """
 
     file: PackedFile = field(kw_only=True)
     threads: int = 1
     names: dict[int, str] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
+    decoded: dict[str, Quantized] = field(default_factory=dict)
 
     def reason_to_skip(self, names: tuple[str, ...], weight: Tensor) -> str:
         """Why this weight is not taken as codes; empty where it is."""
@@ -47,17 +53,27 @@ class _StoredCodes(Lowering):
 
     def worth_it(self, weight: Tensor, transposed: bool) -> bool:
         """Whether the scales belong to the rows of this use: packing a file cannot know of a matrix used transposed."""
-        return self.file.stored(self.names[id(weight)]).transposed == transposed
+        name = self.names[id(weight)]
+        if self.file.stored(name).transposed != transposed:
+            return False
+        self.accepted.add(name)
+        return True
 
     def check_values(self, weights: Any) -> None:
         """Nothing to check: the float weights are not read."""
 
     def lower(self, name: str, weight: Tensor, transposed: bool) -> Quantized:
         """The codes from the file, in memory that the target likes."""
-        stored = self.file.stored(self.names[id(weight)])
-        shape = (stored.rows, weight.numel() // stored.rows)
-        out = self.allocate(shape, torch.uint8) if self.allocate else None
-        return self.file.codes(self.names[id(weight)], out, threads=self.threads)
+        if not self.decoded:
+            room = {name: self._room(name) for name in sorted(self.accepted)}
+            self.decoded.update(self.file.all_codes(room, threads=self.threads))
+        return self.decoded.pop(self.names[id(weight)])
+
+    def _room(self, name: str) -> Tensor | None:
+        stored = self.file.stored(name)
+        return (
+            self.allocate((stored.rows, elements(stored.shape) // stored.rows), torch.uint8) if self.allocate else None
+        )
 
 
 def load(

@@ -1,7 +1,7 @@
 """PackedFile: the tensors of a packed file, decoded one at a time or all at once on several threads."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -244,27 +244,40 @@ class PackedFile:
         return as_tensor(self.read_bytes(name, threads=threads), stored.dtype, stored.shape)
 
     def codes(self, name: str, out: Tensor | None = None, *, threads: int = 1) -> Quantized:
-        """A tensor that is stored as codes, without decoding it to floats.
+        """A tensor that is stored as codes, without decoding it to floats; see `all_codes`."""
+        return self.all_codes({name: out}, threads=threads)[name]
+
+    def all_codes(self, names: Mapping[str, Tensor | None], *, threads: int = 1) -> dict[str, Quantized]:
+        """Tensors that are stored as codes, without decoding them to floats, in parallel over all their chunks.
 
         Args:
-            name: of the tensor.
-            out: (N, K) uint8 to write the codes to (memory that a kernel likes); allocated if left out.
-            threads: how many chunks to decode at a time.
+            names: which, and for each (N, K) uint8 to write the codes to (memory that a kernel likes) or None.
+            threads: how many decode at a time.
 
         Raises:
-            FormatError: stored otherwise, or damaged; the message names it.
+            FormatError: one is stored otherwise, or damaged; the message names it.
         """
-        payload = self.payload(name)
-        with naming(self.path, name):
-            if payload.stored.kind != "codes":
-                raise FormatError(f"it is stored as {payload.stored.kind}, not as codes; read it as a tensor")
-            rows = payload.stored.rows
-            shape = (rows, elements(payload.stored.shape) // rows)
-            codes = torch.empty(shape, dtype=torch.uint8) if out is None else out
-            if tuple(codes.shape) != shape or codes.dtype is not torch.uint8 or not codes.is_contiguous():
-                raise FormatError(f"its codes need contiguous uint8 {shape}, not {codes.dtype} {tuple(codes.shape)}")
-            run_all(payload.codes_tasks(codes.view(-1).numpy()), threads)
-            return Quantized(codes, torch.from_numpy(payload.scale))
+        tasks: list[Task] = []
+        found: dict[str, Quantized] = {}
+        for name, out in names.items():
+            payload = self.payload(name)
+            with naming(self.path, name):
+                found[name] = self._codes_of(payload, out)
+                stage = payload.codes_tasks(found[name].codes.view(-1).numpy())
+            tasks += [functools.partial(self._named, name, task) for task in stage]
+        run_all(tasks, threads)
+        return found
+
+    def _codes_of(self, payload: Payload, out: Tensor | None) -> Quantized:
+        """Room for the codes, and the scales."""
+        if payload.stored.kind != "codes":
+            raise FormatError(f"it is stored as {payload.stored.kind}, not as codes; read it as a tensor")
+        rows = payload.stored.rows
+        shape = (rows, elements(payload.stored.shape) // rows)
+        codes = torch.empty(shape, dtype=torch.uint8) if out is None else out
+        if tuple(codes.shape) != shape or codes.dtype is not torch.uint8 or not codes.is_contiguous():
+            raise FormatError(f"its codes need contiguous uint8 {shape}, not {codes.dtype} {tuple(codes.shape)}")
+        return Quantized(codes, torch.from_numpy(payload.scale))
 
     def read_all(self, *, threads: int = 1) -> dict[str, Tensor]:
         """Every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.

@@ -22,6 +22,7 @@ GGP_API int64_t ggp_rans_decode_values(const uint8_t*, size_t, const void*, cons
 GGP_API int64_t ggp_exp_golomb_bits(const uint64_t*, size_t, int);
 GGP_API int64_t ggp_exp_golomb_encode(const uint64_t*, size_t, int, uint8_t*, size_t);
 GGP_API int64_t ggp_exp_golomb_decode(const uint8_t*, size_t, size_t, int, uint64_t*);
+GGP_API int64_t ggp_read_model(const uint8_t*, size_t, int64_t*, uint32_t*, size_t);
 GGP_API int64_t ggp_patch(const uint8_t*, size_t, const int16_t*, int, void*, size_t);
 GGP_API int64_t ggp_planes_split(const uint8_t*, size_t, int, int, uint8_t*);
 GGP_API int64_t ggp_planes_merge(const uint8_t*, size_t, size_t, int, int, uint8_t*);
@@ -143,6 +144,23 @@ void fuzz_patch(const uint8_t* data, size_t size) {
   ggp_patch(in.get(), size - 4, type == kU8 && data[3] & 1 ? substitutes : nullptr, type, out.get(), n);
 }
 
+void fuzz_model(const uint8_t* data, size_t size) {
+  if (size < 1) return;
+  const size_t capacity = 4 * (size - 1);
+  auto in = copy(data + 1, size - 1);
+  auto values = exact<int64_t>(capacity);
+  auto freq = exact<uint32_t>(capacity);
+  const int64_t count = ggp_read_model(in.get(), size - 1, values.get(), freq.get(), capacity);
+  if (count < 0) return;
+  auto symbols = exact<uint16_t>(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; i++) symbols[static_cast<size_t>(i)] = static_cast<uint16_t>(i);
+  for (int64_t i = 1; i < count; i++)
+    require(values[static_cast<size_t>(i)] > values[static_cast<size_t>(i - 1)], "ascending values");
+  const int bits = 8 + data[0] % 8;
+  std::unique_ptr<uint32_t[]> table(new uint32_t[(ggp_rans_table_bytes(bits) + 3) / 4]);
+  ggp_rans_table(freq.get(), symbols.get(), static_cast<size_t>(count), bits, table.get());
+}
+
 void fuzz_planes(const uint8_t* data, size_t size) {
   if (size < 1) return;
   const int width = 1 << (data[0] & 3), rotate = data[0] >> 2 & 1;
@@ -163,6 +181,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 1: fuzz_patch(data + 1, size - 1); break;
     case 2: fuzz_planes(data + 1, size - 1); break;
     case 3: fuzz_rans(data + 1, size - 1, true); break;
+    case 4: fuzz_model(data + 1, size - 1); break;
     default: fuzz_rans(data + 1, size - 1, false); break;
   }
   return 0;
