@@ -1,6 +1,7 @@
 """Program: the one IR, an unlifted ATen `fx.GraphModule` with its weights, edited copy-on-write."""
 
 import copy
+import gc
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -78,7 +79,10 @@ class Program:
         finally:
             for module in training:
                 module.training = True
-        return cls(exported.module(check_guards=False))
+        program = cls(exported.module(check_guards=False))
+        del exported
+        gc.collect()  # tracing leaves megabytes in reference cycles, which would count towards compile's peak
+        return program
 
     def copy(self) -> "Program":
         """A Program whose graph can be edited apart from this one's; the tensors are shared."""

@@ -17,14 +17,12 @@ logger = logging.getLogger("ggpass")
 
 LINE_BYTES = 64
 HUGE_BYTES = 2 << 20
-#: Below this a huge page would be mostly empty.
-HUGE_FROM = 1 << 20
 
 _said_why_not: set[str] = set()
 
 
 def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialized CPU tensor whose data starts on a 64-byte line; from 1 MiB on, on a 2 MiB huge page.
+    """An uninitialized CPU tensor whose data starts on a 64-byte line; from 2 MiB on, in huge pages of 2 MiB.
 
     Where huge pages cannot be had, plain aligned memory is returned and the reason logged once.
     """
@@ -32,7 +30,7 @@ def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size == 0:
         return torch.empty(tuple(shape), dtype=dtype, device="cpu")
-    raw = _huge(size) if size >= HUGE_FROM else None
+    raw = _huge(size) if size >= HUGE_BYTES else None
     if raw is None:
         raw = torch.empty(size + LINE_BYTES, dtype=torch.uint8, device="cpu")
         raw = raw[-raw.data_ptr() % LINE_BYTES :][:size]
@@ -46,12 +44,14 @@ def _huge(size: int) -> Tensor | None:
         return None
     try:
         mapping = mmap.mmap(-1, size + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        mapping.madvise(mmap.MADV_HUGEPAGE)
+        raw = torch.frombuffer(mapping, dtype=torch.uint8)
+        start = -raw.data_ptr() % HUGE_BYTES
+        # The last huge page would be paid for whole, however little of it is used: the rest stays in ordinary pages.
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_BYTES * HUGE_BYTES)
     except OSError as error:
         _say_why_not(str(error))
         return None
-    raw = torch.frombuffer(mapping, dtype=torch.uint8)
-    return raw[-raw.data_ptr() % HUGE_BYTES :][:size]
+    return raw[start:][:size]
 
 
 def _say_why_not(reason: str) -> None:
