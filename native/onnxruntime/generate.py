@@ -32,6 +32,8 @@ def make_package_light() -> None:
     package = types.ModuleType("ggpass")
     package.__path__ = [str(PACKAGE)]
     sys.modules["ggpass"] = package
+    # An editable install elsewhere would lead to its own files instead.
+    sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
 
 
 def instruction_sets() -> dict[str, Isa]:

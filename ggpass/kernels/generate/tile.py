@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from ggpass.kernels.generate.decoders import Decoder
 from ggpass.kernels.generate.rows import LINE
-from ggpass.kernels.generate.vectors import Registers, prefetch, zeros
+from ggpass.kernels.generate.vectors import Registers, prefetch, transpose, zeros
 from ggpass.kernels.isa import Isa
 
 
@@ -43,21 +43,41 @@ def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
     """
     lanes, panel, depth, rows = isa.lanes, shape.panel(isa), shape.depth, shape.rows
     step, order = isa.code_bytes, decoder.order
+    position = sorted(range(step), key=order.__getitem__)  # of each k among the lanes of a step
+
+    def pack_whole(x, packed, task, first_row, start):
+        """A line of a full panel, by squares that are transposed in registers."""
+        with T.serial(shape.vectors) as v, T.serial(LINE // step) as u:
+            row = T.bind(first_row + v * lanes)
+            for first in range(0, step, lanes):
+                where = T.ramp(start + u * step + first, 1, lanes)
+                square = [T.bind(x[row + i, where]) for i in range(lanes)]
+                for i, column in enumerate(transpose(square, lanes)):
+                    to = (task * LINE + u * step + position[first + i]) * panel + v * lanes
+                    T.buffer_store(packed, column, [T.ramp(to, 1, lanes)])
+
+    def pack_edge(x, packed, task, first_row, start, skip, m_total):
+        """A line of a panel that lacks rows, or one of which the first `skip` codes have already been counted."""
+        with T.serial(panel) as j:
+            row = T.bind(T.min(first_row + j, m_total - 1))
+            with T.serial(LINE // step) as u:
+                for lane, k in enumerate(order):
+                    value = T.if_then_else(u * step + k >= skip, x[row, start + u * step + k], T.float32(0))
+                    T.buffer_store(packed, value, [(task * LINE + u * step + lane) * panel + j])
 
     def pack(x, packed, m_total, k_total):
         """packed[panel, k in decode order, m]: a panel holds the same k of all its rows side by side."""
         lines = T.bind((k_total + (LINE - 1)) // LINE)
         with T.parallel((m_total + (panel - 1)) // panel * lines) as task:
-            p, line = T.bind(task // lines), T.bind(task % lines)
+            first_row, line = T.bind(task // lines * panel), T.bind(task % lines)
             start = T.bind(T.min(line * LINE, k_total - LINE))
             # The last line overlaps the one before: what that one has already counted is zero here.
             skip = T.bind(line * LINE - start)
-            with T.serial(panel) as j:
-                row = T.bind(T.min(p * panel + j, m_total - 1))
-                with T.serial(LINE // step) as u:
-                    for lane, k in enumerate(order):
-                        value = T.if_then_else(u * step + k >= skip, x[row, start + u * step + k], T.float32(0))
-                        T.buffer_store(packed, value, [(task * LINE + u * step + lane) * panel + j])
+            with T.If(T.And(skip == 0, first_row + panel <= m_total)):
+                with T.Then():
+                    pack_whole(x, packed, task, first_row, start)
+                with T.Else():
+                    pack_edge(x, packed, task, first_row, start, skip, m_total)
 
     def decode(codes, constants, block, first, n_total, k_total, k0, length):
         with T.serial(rows) as r:
@@ -87,6 +107,21 @@ def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
             where = (p * rows + r0 + r) * panel + v * lanes
             T.buffer_store(partial, sums.get(i), [T.ramp(where, 1, lanes)])
 
+    def finish(partial, scale, bias, first, n_total, panels):
+        """partial = partial · scale + bias, while a vector still belongs to one row of codes."""
+        with T.serial(panels) as p, T.serial(rows) as r:
+            row = T.bind(T.min(first + r, n_total - 1))
+            for v in range(shape.vectors):
+                where = T.ramp((p * rows + r) * panel + v * lanes, 1, lanes)
+                scaled = partial[where] * T.Broadcast(scale[row], lanes)
+                T.buffer_store(partial, scaled + T.Broadcast(bias[row], lanes), [where])
+
+    def write(partial, y, first, m_total, columns):
+        """y[m, first + r] for all m and the given r."""
+        with T.serial(m_total) as m:
+            for r in columns:
+                T.buffer_store(y, partial[(m // panel * rows + r) * panel + m % panel], [m, first + r])
+
     def body(x, packed, codes, scale, bias, codebook, y, m_total, n_total, k_total):
         pack(x, packed, m_total, k_total)
         panels = T.bind((m_total + (panel - 1)) // panel)
@@ -106,9 +141,12 @@ def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
                     with T.serial(shape.tiles) as t:
                         x_base = T.bind((p * padded + b * depth) * panel)
                         multiply(sums, packed, block, partial, x_base, t * shape.columns, p, length)
-            with T.serial(m_total) as m, T.serial(T.min(n_total - first, rows)) as r:
-                total = partial[(m // panel * rows + r) * panel + m % panel]
-                T.buffer_store(y, total * scale[first + r] + bias[first + r], [m, first + r])
+            finish(partial, scale, bias, first, n_total, panels)
+            with T.If(n_total - first >= rows):
+                with T.Then():
+                    write(partial, y, first, m_total, range(rows))
+                with T.Else(), T.serial(n_total - first) as r:
+                    write(partial, y, first, m_total, [r])
 
     @T.prim_func(s_tir=True)
     def tile(

@@ -53,6 +53,22 @@ def horizontal_sum(vector, lanes: int):
     return vector
 
 
+def transpose(rows: Sequence, lanes: int) -> list:
+    """The columns of a square of `lanes` vectors; log2(lanes) rounds of pairwise interleaving."""
+    half = 1
+    while half < lanes:
+        # Exchange the off-diagonal blocks of size `half` between rows whose numbers differ in that bit.
+        low = [j if not j & half else j - half + lanes for j in range(lanes)]
+        high = [j + half if not j & half else j + lanes for j in range(lanes)]
+        swapped = list(rows)
+        for i in range(lanes):
+            if not i & half:
+                swapped[i] = T.bind(shuffle([rows[i], rows[i + half]], low))
+                swapped[i + half] = T.bind(shuffle([rows[i], rows[i + half]], high))
+        rows, half = swapped, 2 * half
+    return list(rows)
+
+
 class Registers:
     """A small array of float vectors that LLVM keeps in registers.
 
