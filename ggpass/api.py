@@ -1,5 +1,6 @@
 """The entry points: thin sequences, each readable as a recipe."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +222,37 @@ def names_of(model: nn.Module) -> dict[int, tuple[str, ...]]:
         if parameter.dim() >= 2:
             names[id(parameter)] = (*names.get(id(parameter), ()), name)
     return names
+
+
+def save(compiled: Any, path: str | os.PathLike[str]) -> None:
+    """Write what `compile` returned (or any module) to one `.safetensors` file, its codes at their entropy.
+
+    Args:
+        compiled: an Artifact or a module.
+        path: of the file; written beside it first, and renamed.
+
+    Raises:
+        FormatError: it holds nothing that can be stored.
+    """
+    from ggpass.file import save as save_file
+
+    save_file(compiled, Path(path))
+
+
+def load(path: str | os.PathLike[str], into: nn.Module | None = None, *, device: str | None = None) -> nn.Module:
+    """Fill a model from a file that `save` or `ggpass pack` wrote; weights stored as codes stay codes.
+
+    Args:
+        path: of the file.
+        into: a float model of the same architecture, whose values do not matter; it may be on the meta device.
+        device: where the model goes; the CPU if left out.
+
+    Raises:
+        FormatError: a damaged file, or one that does not fit `into`; the message names the tensor.
+    """
+    from ggpass.file import load as load_file
+
+    return load_file(Path(path), into, device=device)
 
 
 def report(compiled: Any) -> Report:

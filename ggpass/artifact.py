@@ -1,6 +1,8 @@
 """Artifact: what a target builds from a Program; callable, and it knows its report and its sizes."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +74,12 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"Artifact(target={self.target!r}, {self.sizes.after / 1e6:.1f} MB of {self.sizes.before / 1e6:.1f} MB)"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As `ggpass.save(self, path)`."""
+        from ggpass.file import save
+
+        save(self, Path(path))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs, spec = self.program.inputs(), self.program.in_spec
