@@ -80,7 +80,7 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
 
 
-def ours(codes: np.ndarray, half: np.ndarray) -> list[Coder]:
+def ours(codes: np.ndarray, half: np.ndarray, grid: np.ndarray) -> list[Coder]:
     """The codec's own rows."""
 
     def lossless(threads: int) -> Coder:
@@ -112,6 +112,7 @@ def ours(codes: np.ndarray, half: np.ndarray) -> list[Coder]:
             lambda c: Decoder(c, portable=True).decode(),
         ),
         Coder(f"ggpass exp-golomb k={best_order(codes)}", codes, codes.size, eg, codec.decode),
+        Coder("ggpass rans, σ/8 grid", grid[: 512 * 512], 512 * 512, codec.encode, codec.decode),
         lossless(1),
         lossless(2),
     ]
@@ -123,7 +124,7 @@ def best_order(codes: np.ndarray) -> int:
     return exp_golomb.best_order(np.arange(len(counts), dtype=np.uint64), counts)
 
 
-def peers(codes: np.ndarray, half: np.ndarray) -> tuple[list[Coder], dict[str, str]]:
+def peers(codes: np.ndarray, half: np.ndarray, grid: np.ndarray) -> tuple[list[Coder], dict[str, str]]:
     """The peers that are installed, and why the others are absent."""
     found: list[Coder] = []
     absent: dict[str, str] = {}
@@ -164,10 +165,10 @@ def peers(codes: np.ndarray, half: np.ndarray) -> tuple[list[Coder], dict[str, s
     def nncodec() -> None:
         from nncodec import tensor as nnc
 
-        # Its integer mode is lossless; each sign and magnitude is coded adaptively (DeepCABAC).
-        part = codes[: 512 * 512].view(np.int8).astype(np.int32).reshape(512, 512)
-        part = np.where(part < 0, -(part & 127), part)
-        found.append(Coder("NNCodec (DeepCABAC)", part, part.size, lambda d: nnc.encode(d, {}), nnc.decode))
+        # Its integer mode is lossless; it binarizes magnitudes from zero up, so it gets a uniform grid's symbols.
+        part = grid[: 512 * 512].astype(np.int32).reshape(512, 512)
+        options = {"results": tempfile.mkdtemp()}
+        found.append(Coder("NNCodec, σ/8 grid", part, part.size, lambda d: nnc.encode(d, options), nnc.decode))
 
     for name, add in (("zstd", zstd), ("ZipNN", zipnn), ("constriction", constriction), ("NNCodec", nncodec)):
         try:
@@ -269,8 +270,10 @@ def main() -> None:
     weights = [w for w in load_file(source).values() if w.dim() >= 2 and w.is_floating_point()]
     codes = np.concatenate([quantize(w.flatten(1), RF8).codes.flatten().numpy() for w in weights])[: arguments.symbols]
     half = torch.cat([w.flatten() for w in weights])[: arguments.symbols].bfloat16().view(torch.uint8).numpy()
-    others, absent = peers(codes, half)
-    coders = [*ours(codes, half), *others]
+    flat = torch.cat([w.flatten() / w.square().mean().sqrt() for w in weights[-20:]])
+    grid = (flat * 8).round()[: arguments.symbols].clamp(-127, 127).to(torch.int8).numpy()
+    others, absent = peers(codes, half, grid)
+    coders = [*ours(codes, half, grid), *others]
     for _ in range(arguments.rounds):
         for coder in list(coders):
             try:

@@ -160,3 +160,16 @@ def test_minilm_saved_and_loaded(tmp_path: Path) -> None:
     on_cpu = load(tmp_path / "m.safetensors", into=transformers.AutoModel.from_config(config).eval())
     assert torch.allclose(on_cpu(ids)[0], compiled(ids)[0], atol=1e-3)  # other kernels, other order of sums
     assert (tmp_path / "m.safetensors").stat().st_size * 8 / 22.7e6 <= 6.55
+
+
+def test_an_artifacts_tensors_come_back(tmp_path: Path) -> None:
+    """The graph is traced again; the file fills it, merged weights and all."""
+    net = Net().eval()
+    art = ggpass.compile(net, args=(IDS,), target="rf8-reference")
+    save(art, tmp_path / "m.safetensors")
+    other = ggpass.compile(Net().eval(), args=(IDS,), target="rf8-reference")
+    assert not torch.equal(other(IDS), art(IDS))
+    assert load(tmp_path / "m.safetensors", into=other) is other
+    assert torch.equal(other(IDS), art(IDS))
+    with pytest.raises(FormatError, match="int8"):
+        load(tmp_path / "m.safetensors", into=ggpass.compile(net, args=(IDS,), target="int8-reference"))

@@ -1,4 +1,18 @@
-"""encode: an array of integer symbols to bytes at its zero-order entropy."""
+"""encode: an array of integer symbols to bytes at its zero-order entropy.
+
+Why an own coder, weighed by `benchmarks/codec.py` on the RF8 codes of all-MiniLM-L6-v2 (entropy 6.29 bits; speeds in
+million symbols a second on one core, encode / decode):
+
+* `constriction` (ANS, one symbol at a time): 6.29 bits, 176 / 35. As tight, but too slow to load from.
+* zstd-3: 6.35 bits, 716 / 1040. Its Huffman code spends at least one bit on a symbol, so it is of no use on trained,
+  sparse weights (0.05 to 1 bit), where entropy coding pays most; its FSE (tANS) serves lengths and offsets only.
+* DeepCABAC (NNCodec): adaptive, bit by bit, 1 / 4. The weights of a matrix are close to independent, so adaptivity
+  buys little and forbids interleaving.
+* nvCOMP decodes on the GPU, in a format of its own whose library is closed, and these files must open anywhere. A
+  static table, 32 lanes and independent chunks are what a GPU warp could decode, one lane a thread.
+
+This coder: 6.31 bits, 200 / 1350, in decoding 1.8 times that on two threads.
+"""
 
 import functools
 import struct

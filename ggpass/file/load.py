@@ -1,16 +1,18 @@
 """load: a packed file into a model; weights that are stored as codes stay codes, whatever can be is lowered."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ggpass.artifact import Sizes, bytes_of_module
+from ggpass.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.errors import FormatError
 from ggpass.file.layout import elements
+from ggpass.file.program import fill_artifact
 from ggpass.file.reader import PackedFile
 from ggpass.file.save import items_of
 from ggpass.formats import Quantized
@@ -76,9 +78,12 @@ class _StoredCodes(Lowering):
         )
 
 
+Filled = TypeVar("Filled", nn.Module, Artifact)
+
+
 def load(
-    path: str | Path, into: nn.Module | None = None, *, device: str | torch.device | None = None, threads: int = 0
-) -> nn.Module:
+    path: str | Path, into: Filled | None = None, *, device: str | torch.device | None = None, threads: int = 0
+) -> Filled:
     """Fill a model from a packed file.
 
     1. A weight that is stored as codes stays codes: its module becomes a lowered one, as `ggpass.compile` makes them,
@@ -89,7 +94,8 @@ def load(
     Args:
         path: what `ggpass.save` or `ggpass pack` wrote.
         into: a model of the same architecture; its values do not matter, and it may be on the meta device. It is
-            changed, and is what comes back unless it is a single layer itself.
+            changed, and is what comes back unless it is a single layer itself. Or an Artifact, compiled like the one
+            that was saved.
         device: where the model goes afterwards, and so which target's operators it gets; `reference` leaves it where it
             is and computes in plain torch. The CPU's if left out.
         threads: how many; all of the machine's if 0.
@@ -102,12 +108,22 @@ def load(
             f"{path} holds tensors and no graph; pass a model of the same architecture: ggpass.load(path, into=model)"
         )
     threads = threads or os.cpu_count() or 1
+    if isinstance(into, Artifact):
+        fill_artifact(into, path, threads)
+        return into
+    return _load_module(path, into, device, threads)
+
+
+def _load_module(path: str | Path, into: nn.Module, device: str | torch.device | None, threads: int) -> nn.Module:
     with PackedFile(path) as file:
         report = Report(f"load {Path(path).name}")
         report.notes += _check_names(file, into)
         before = bytes_of_module(into)
-        _fill_lowered(file, into, threads)
-        for name in sorted({file.stored(n).format for n in file.names} - {""}):
+        if any(isinstance(module, Lowered) for module in into.modules()):
+            _fill_lowered(file, into, threads)
+        elif formats := Counter(stored.format for stored in file.manifest.tensors.values() if stored.format):
+            # A model is lowered to one format; weights in a rarer one are decoded.
+            ((name, _),) = formats.most_common(1)
             into, part = lower_module(into, _lowering(name, device, file, threads), inplace=True)
             report.changes += part.changes
         _fill_floats(file, into, threads)

