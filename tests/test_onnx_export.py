@@ -196,6 +196,7 @@ def test_tensors_of_a_large_model_lie_beside_it_at_page_boundaries(tmp_path: Pat
     artifact = ggpass.export_onnx(model, x, path, external_data=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
     assert path.stat().st_size < 20_000
+    assert path.stat().st_mode == path.with_name("m.onnx.data").stat().st_mode
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         entries = {e.key: e.value for e in tensor.external_data}
         if tensor.data_type == onnx.TensorProto.UINT8:

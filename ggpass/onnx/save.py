@@ -77,6 +77,8 @@ def save(model: ir.Model, path: Path, external_data: bool | None) -> int:
             alignment=PAGE,
             align_threshold=4 * PAGE,
         )
+        if external_data:
+            data.chmod(temporary.stat().st_mode)  # onnx_ir leaves it to its owner alone
         os.replace(temporary, path)
     except Exception as error:
         # onnx_ir wraps what a lazy tensor raises; the user is told of the weight, not of the wrapping.
