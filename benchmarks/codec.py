@@ -253,7 +253,7 @@ def plot(rows: list[dict[str, Any]], entropy: float, path: Path) -> None:
         entropy, color="black", linewidth=0.8, linestyle="--", label=f"entropy of the RF8 codes, {entropy:.2f}"
     )
     right.set(xlabel="bits a symbol (bf16 rows: a weight)")
-    right.legend(loc="lower right")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -11,7 +11,7 @@ million symbols a second on one core, encode / decode):
 * nvCOMP decodes on the GPU, in a format of its own whose library is closed, and these files must open anywhere. A
   static table, 32 lanes and independent chunks are what a GPU warp could decode, one lane a thread.
 
-This coder: 6.31 bits, 200 / 1350, in decoding 1.8 times that on two threads.
+This coder: 6.31 bits, 200 / 1240, and 420 in decoding without AVX2.
 """
 
 import functools
