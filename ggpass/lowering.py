@@ -42,7 +42,7 @@ class Lowering:
         skip: patterns of weights to leave alone; stronger than `only`.
         operators: what computes with the codes; a target's own.
         allocate: makes the memory of the codes, so that a target can place them where its kernels like them.
-        aliases: every name of each of the model's tensors, by identity; a graph may know a tied one under one name only.
+        aliases: every name of each of the model's matrices, by identity; a graph may know a tied one by one name only.
         free: give each float weight's memory back as soon as its codes exist (the caller's own model too).
     """
 
