@@ -208,7 +208,7 @@ _kept = threading.local()
 
 
 def _room(size: int) -> np.ndarray:
-    """At least `size` bytes of this thread's own: fresh memory for each chunk costs page faults, which threads share."""
+    """At least `size` bytes of this thread's own: fresh memory for each chunk costs faults that threads share."""
     if getattr(_kept, "room", np.empty(0)).size < size:
         _kept.room = np.empty(size, np.uint8)
     room: np.ndarray = _kept.room
