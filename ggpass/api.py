@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,6 +17,8 @@ from ggpass.lowering import Lowering
 from ggpass.pipeline import Pass, Pipeline, Report
 from ggpass.program import Program
 from ggpass.targets import Target, resolve
+
+Carried = TypeVar("Carried")
 
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -255,16 +257,21 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None, *, device:
     return load_file(Path(path), into, device=device)
 
 
+def _carried(compiled: Any, what: str, kind: type[Carried]) -> Carried:
+    """What an Artifact holds as `report` or `sizes`, and a lowered module under `ggpass_` in front."""
+    found = getattr(compiled, what if isinstance(compiled, Artifact) else f"ggpass_{what}", None)
+    if not isinstance(found, kind):
+        raise InputError(f"{type(compiled).__name__} carries no {what}; pass what ggpass.compile returned")
+    return found
+
+
 def report(compiled: Any) -> Report:
     """What happened to every weight of something that `compile` returned.
 
     Raises:
         InputError: it did not come from ggpass.
     """
-    found = compiled.report if isinstance(compiled, Artifact) else getattr(compiled, "ggpass_report", None)
-    if not isinstance(found, Report):
-        raise InputError(f"{type(compiled).__name__} carries no report; pass what ggpass.compile returned")
-    return found
+    return _carried(compiled, "report", Report)
 
 
 def sizes(compiled: Any) -> Sizes:
@@ -273,7 +280,4 @@ def sizes(compiled: Any) -> Sizes:
     Raises:
         InputError: it did not come from ggpass.
     """
-    found = compiled.sizes if isinstance(compiled, Artifact) else getattr(compiled, "ggpass_sizes", None)
-    if not isinstance(found, Sizes):
-        raise InputError(f"{type(compiled).__name__} carries no sizes; pass what ggpass.compile returned")
-    return found
+    return _carried(compiled, "sizes", Sizes)
