@@ -24,6 +24,8 @@ LEVELS = {
     "weights": 2,
     "pipeline": 2,
     "kernels": 2,
+    "shaping": 2,
+    "training": 3,
     "render": 3,
     "lowering": 3,
     "modules": 3,
