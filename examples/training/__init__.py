@@ -1,0 +1,1 @@
+"""What the training examples share: real data out of Debian packages, the tasks, and the training loop."""
