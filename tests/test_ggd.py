@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import gennorm
 
-from ggpass import ggd
 from ggpass.errors import GgpassError, WeightError
 from ggpass.ggd import GGD, SHAPE_RANGE, fit_moments, log_moment_ratio, shape_of_moment_ratio
+from ggpass.ggd import blocks as ggd_blocks
 
 SHAPES = [0.3, 0.5, 0.85, 1.0, 1.36, 1.74, 2.0, 4.0]
 
@@ -108,12 +108,12 @@ def test_fit_ignores_strides_and_block_size(monkeypatch: pytest.MonkeyPatch) -> 
         base[::3],
     ]
     expected = [fit_moments(view.clone(memory_format=torch.contiguous_format)) for view in views]
-    monkeypatch.setattr(ggd, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(ggd_blocks, "BLOCK_ELEMENTS", 50)
     for view, want in zip(views, expected):
         assert not view.is_contiguous()
         got = fit_moments(view)
         assert (got.shape, got.scale) == pytest.approx((want.shape, want.scale), rel=1e-12)
-        assert sum(block.numel() for block in ggd._blocks(view)) == view.numel()
+        assert sum(block.numel() for block in ggd_blocks.blocks(view)) == view.numel()
 
 
 def test_a_parameter_and_a_scalar_can_be_fitted() -> None:

@@ -1,0 +1,89 @@
+"""f(x) = ν / (2αΓ(1/ν)) · exp(−(|x − μ|/α)^ν): the generalized Gaussian."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ggpass.ggd.cells import log_peak
+from ggpass.ggd.sample import draw
+
+
+@dataclass(frozen=True)
+class GGD:
+    """f(x) = ν / (2αΓ(1/ν)) · exp(−(|x − μ|/α)^ν); ν = 2 is the Gaussian, ν = 1 the Laplacian.
+
+    Attributes:
+        shape: ν > 0; the smaller, the heavier the tails.
+        scale: α > 0, in the units of x (a Gaussian of deviation σ has α = σ√2).
+        mean: μ.
+
+    Raises:
+        ValueError: ν or α is not a positive number, or μ not a number.
+    """
+
+    shape: float
+    scale: float
+    mean: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("shape", self.shape), ("scale", self.scale)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"the {name} of a generalized Gaussian is a positive number, not {value!r}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"the mean of a generalized Gaussian is a finite number, not {self.mean!r}")
+
+    @property
+    def std(self) -> float:
+        """σ = α · √(Γ(3/ν) / Γ(1/ν))."""
+        return self.scale * math.exp((math.lgamma(3 / self.shape) - math.lgamma(1 / self.shape)) / 2)
+
+    @property
+    def entropy(self) -> float:
+        """h = (1/ν + ln(2αΓ(1/ν)/ν)) / ln 2, the differential entropy in bits."""
+        return (1 / self.shape - self._log_peak) / math.log(2)
+
+    @property
+    def _log_peak(self) -> float:
+        """ln f(μ) = ln(ν / (2αΓ(1/ν)))."""
+        return log_peak(self.shape, self.scale)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """ln f(x) = ln(ν / (2αΓ(1/ν))) − (|x − μ|/α)^ν.
+
+        Args:
+            x: any shape, floating.
+
+        Returns:
+            The same shape; float32, or float64 where x is.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self._log_peak - ((x - self.mean).abs() / self.scale) ** self.shape
+
+    def density(self, x: Tensor) -> Tensor:
+        """f(x) = ν / (2αΓ(1/ν)) · exp(−(|x − μ|/α)^ν); shapes and dtypes as in `log_density`."""
+        return self.log_density(x).exp()
+
+    def sample(
+        self,
+        size: Sequence[int] | int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """x = μ + α · G^(1/ν) · U, G ~ Gamma(1 + 1/ν), U uniform in (−1, 1); see `ggpass.ggd.sample.draw`.
+
+        Args:
+            size: the shape of the result, or its length.
+            generator: the random numbers' source; torch's default one if left out.
+            device: where; the generator's if left out, else torch's default.
+            dtype: floating; half dtypes are rounded from float32, their largest number standing for what is beyond.
+
+        Raises:
+            ValueError: dtype is not floating.
+        """
+        size = (size,) if isinstance(size, int) else size
+        return draw(self.shape, self.scale, self.mean, size, generator=generator, device=device, dtype=dtype)
