@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from ggpass.errors import FormatError, WeightError
 from ggpass.formats import RF8, Format, Quantized, Scheme, quantize
 from ggpass.formats.scheme import choose_scales
 from ggpass.ops import DISPATCHED, Operators
+from ggpass.weights import check_patterns, matches
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -20,11 +20,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def bytes_of(tensor: Tensor) -> int:
     """Bytes of a tensor's elements."""
     return tensor.numel() * tensor.element_size()
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern selects a weight: a shell pattern on its full name, or the name of a module above it."""
-    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
 
 
 def as_matrix(weight: Tensor, transposed: bool) -> Tensor:
@@ -68,12 +63,7 @@ class Lowering:
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Raise WeightError where a pattern of `only` or `skip` selects no weight: a typo would go unseen."""
-        known = list(names)
-        for option, patterns in (("only", self.only), ("skip", self.skip)):
-            for pattern in patterns:
-                if not any(matches(name, pattern) for name in known):
-                    some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
-                    raise WeightError(f"{option}={pattern!r} matches no weight of the model; its weights are {some}")
+        check_patterns(names, self.only, self.skip)
 
     def reason_to_skip(self, names: tuple[str, ...], weight: Tensor) -> str:
         """Why this weight stays as it is; empty where it can be lowered.

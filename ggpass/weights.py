@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from ggpass.errors import WeightError
 
 aten = torch.ops.aten
 
@@ -35,6 +38,21 @@ OPERATORS: dict[Any, tuple[int, Kind]] = {
 }
 
 TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.permute.default)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern selects a weight: a shell pattern on its full name, or the name of a module above it."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
+
+
+def check_patterns(names: Iterable[str], only: Iterable[str], skip: Iterable[str]) -> None:
+    """Raise WeightError where a pattern of `only` or `skip` selects no weight: a typo would go unseen."""
+    known = list(names)
+    for option, patterns in (("only", only), ("skip", skip)):
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in known):
+                some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+                raise WeightError(f"{option}={pattern!r} matches no weight of the model; its weights are {some}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ggpass.file.manifest import Manifest, Stored, is_packed, seal
 from ggpass.file.methods import Array, Method, Source
 from ggpass.file.reader import PackedFile
 from ggpass.file.writer import Writer
-from ggpass.lowering import matches
+from ggpass.weights import matches
 
 #: The largest offset a header may come to hold, for the room that is reserved before they are known.
 _ANY_SIZE = 10**15

@@ -1,8 +1,9 @@
 """The passes: each is a frozen dataclass that edits a Program and reports. A new one is a file here."""
 
+from ggpass.passes.backslash import BackSlash
 from ggpass.passes.clean_up import CleanUp
 from ggpass.passes.fold_batch_norm import FoldBatchNorm
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
 
-__all__ = ["CleanUp", "FoldBatchNorm", "LowerWeights", "MergeLinears"]
+__all__ = ["BackSlash", "CleanUp", "FoldBatchNorm", "LowerWeights", "MergeLinears"]

@@ -1,0 +1,280 @@
+"""Regularizer: the rate term beside an optimizer: fits, steps, measures its bits, and holds its state."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ggpass.errors import InputError
+from ggpass.pipeline import Report
+from ggpass.training.controller import Controller, ramp_steps
+from ggpass.training.fits import Fits
+from ggpass.training.grid import GridHistogram, histogram
+from ggpass.training.proximal import add_slope_, shrink_
+from ggpass.training.selection import select
+from ggpass.training.settings import RateSettings
+
+log = logging.getLogger(__name__)
+
+
+class Regularizer:
+    """Trains a model's matrices toward few bits, beside any torch optimizer.
+
+    `attach(optimizer)` hooks it into `optimizer.step()`, so that a training loop stays as it is: gradient accumulation
+    counts as one step, and a step that AMP skipped as none. Weights whose `.grad` is None are left alone in that step,
+    as weight decay leaves them.
+
+    Attributes:
+        settings: as given.
+        names: of the regularized weights, tied ones once.
+        weights: these Parameters.
+        report: which Parameters were left alone, and why.
+        steps: optimizer steps so far.
+        strength: λ in force, before the schedule's factor.
+    """
+
+    def __init__(self, model: nn.Module, settings: RateSettings) -> None:
+        """Select the weights; nothing is changed before `attach` or `step`.
+
+        Raises:
+            WeightError: nothing to regularize, or a pattern that matches nothing.
+            InputError: a size in megabytes that the other tensors alone exceed.
+        """
+        selection = select(model, settings)
+        self.settings = settings
+        self.names = selection.names
+        self.weights = selection.weights
+        self.report: Report = selection.report
+        self.steps = 0
+        self.count = sum(weight.numel() for weight in self.weights)
+        self.fits = Fits(len(self.weights))
+        self._measured = (math.nan, math.nan)
+        self._controller: Controller | None = None
+        if settings.has_target:
+            target = settings.target_bits or _bits_of_megabytes(model, self, settings.target_megabytes or 0.0)
+            self._controller = Controller(target, ramp_steps(settings.schedule, settings.total_steps))
+        self._strength = settings.strength or 0.0
+        self._kept_zero: list[Tensor] | None = None
+        self._optimizers: tuple[Optimizer, ...] = ()
+        self._handles: list[RemovableHandle] = []
+
+    # The optimizer.
+
+    def attach(self, *optimizers: Optimizer) -> "Regularizer":
+        """Act at every `step()` of these optimizers; each weight takes the learning rate of its own param group.
+
+        Several optimizers (one for embeddings, say) are stepped in the order given; the first one's steps are counted.
+
+        Returns:
+            Itself; as a context manager it detaches at the end.
+
+        Raises:
+            InputError: no optimizer, already attached, or none of the regularized weights is theirs.
+        """
+        if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
+            raise InputError("attach takes torch optimizers: attach(optimizer)")
+        if self._handles:
+            raise InputError("this Regularizer is attached already; call detach() first")
+        self._optimizers = optimizers
+        if not self._learning_rates(optimizers):
+            self._optimizers = ()
+            raise InputError("the optimizer holds none of the regularized weights; give the one that trains this model")
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before))
+            self._handles.append(optimizer.register_step_post_hook(self._after))
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks; the state stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], ()
+
+    def __enter__(self) -> "Regularizer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def _learning_rates(self, optimizers: tuple[Optimizer, ...]) -> dict[int, float]:
+        """id(Parameter) -> lr, of the regularized weights that these optimizers hold."""
+        mine = {id(weight) for weight in self.weights}
+        return {
+            id(parameter): float(group["lr"])
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in mine
+        }
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _skipped(optimizer):
+            self.before_step(optimizer)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _skipped(optimizer):
+            self.step(optimizer)
+
+    # One step.
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """What belongs before an optimizer's step: the coupled modes' gradient; `attach` calls it."""
+        clock = optimizer is self._optimizers[0]
+        if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
+            if self._kept_zero is None:
+                self._kept_zero = [weight == 0 for weight in self.weights]
+        elif "coupled" in self.settings.mode:
+            rates = self._learning_rates((optimizer,))
+            if clock and self._due():
+                self._refit(rates)
+            scale = getattr(optimizer, "grad_scale", None)
+            log_scale = 0.0 if scale is None else math.log(float(scale))
+            for index, weight in self._of(rates):
+                if weight.grad is not None and not weight.grad.is_sparse:
+                    factor = self._log_factor(index) + log_scale
+                    add_slope_(weight.grad, weight, factor, self.fits.shapes[index], self.settings.slope_epsilon)
+
+    @torch.no_grad()
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """What belongs after an optimizer's step; `attach` calls it.
+
+        Args:
+            optimizer: whose weights to step, at its learning rates; None: all attached ones'.
+        """
+        optimizers = self._optimizers if optimizer is None else (optimizer,)
+        if not optimizers:
+            raise InputError("step() needs learning rates; attach(optimizer) first, or give the optimizer")
+        rates = self._learning_rates(optimizers)
+        if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
+            self._keep_zeros(rates)
+        elif "coupled" not in self.settings.mode:
+            if (not self._optimizers or self._optimizers[0] in optimizers) and self._due():
+                self._refit(rates)
+            for index, weight in self._of(rates):
+                if weight.grad is not None:
+                    self._shrink(index, weight, rates[id(weight)])
+        if not self._optimizers or self._optimizers[0] in optimizers:
+            self.steps += 1
+
+    def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
+        return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
+
+    def _due(self) -> bool:
+        return self.steps % self.settings.refit_every == 0 or self.settings.mode == "paper-coupled"
+
+    def _log_factor(self, index: int, rate: float = 1.0) -> float:
+        """ln of what multiplies (|θ|+ε)^(ν−1): lr·λ·m·ν/(α^ν ln 2); −∞ where there is nothing to do."""
+        schedule, total = self.settings.schedule, self.settings.total_steps
+        strength = rate * self.strength * schedule.factor(self.steps, total)
+        return self.fits.log_slope(index) + math.log(strength) if strength > 0 else -math.inf
+
+    def _shrink(self, index: int, weight: nn.Parameter, rate: float) -> None:
+        factor = self._log_factor(index, rate)
+        bound = self.fits.log_largest_factor(index, self.settings.slope_epsilon)
+        shrink_(weight, min(factor, bound), self.fits.shapes[index], self.settings.slope_epsilon)
+
+    def _keep_zeros(self, rates: dict[int, float]) -> None:
+        if self._kept_zero is None:
+            self._kept_zero = [weight == 0 for weight in self.weights]
+        for index, weight in self._of(rates):
+            weight.masked_fill_(self._kept_zero[index], 0.0)
+
+    # Fits and bits.
+
+    def _refit(self, rates: dict[int, float]) -> None:
+        """Fit ν and α, measure the bits, move λ."""
+        for index in self.fits.update(self.weights, self.settings):
+            log.warning("%s holds NaN or infinity: its rate is left as it was", self.names[index])
+        counted = histogram(self._usable(), self.settings.step)
+        self._measured = (counted.bits, counted.zeros)
+        if self._controller is not None:
+            first = self.fits.first_strength(rates, self.weights, self.settings.slope_epsilon, self._controller.ramp)
+            self._strength = self._controller.update(self.steps, counted.bits, first)
+
+    def _usable(self) -> list[Tensor]:
+        return [weight for index, weight in enumerate(self.weights) if index not in self.fits.broken]
+
+    @property
+    def strength(self) -> float:
+        """λ in force, before the schedule's factor."""
+        return self._strength
+
+    def histogram(self) -> GridHistogram:
+        """The symbols of all regularized weights on the settings' grid, counted now.
+
+        Raises:
+            WeightError: NaN or infinity in a weight.
+        """
+        return histogram(self.weights, self.settings.step)
+
+    def bits(self) -> float:
+        """Zero-order entropy now, exactly: bits a weight over all regularized weights on the settings' grid."""
+        return self.histogram().bits
+
+    def status(self) -> str:
+        """One line for a progress bar, as of the last measurement: `1.53 bits/weight, λ 0.0012, 43 % zeros`."""
+        bits, zeros = self._measured
+        if math.isnan(bits):
+            return "not measured yet"
+        return f"{bits:.2f} bits/weight, λ {self.strength:.2g}, {100 * zeros:.0f} % zeros"
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a continuation bit for bit needs beside the weights: plain numbers and one tensor."""
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "strength": self._strength,
+            "measured_bits": self._measured[0],
+            "measured_zeros": self._measured[1],
+            "fits": self.fits.as_tensor(),
+        }
+        if self._controller is not None:
+            state["controller"] = self._controller.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the weights and the optimizer load their own.
+
+        Raises:
+            InputError: the state is of another model or of other settings.
+        """
+        if len(state["fits"]) != len(self.weights) or ("controller" in state) != (self._controller is not None):
+            raise InputError(
+                f"this state holds {len(state['fits'])} weights, the model {len(self.weights)} to regularize; load the "
+                "state that was saved with the same model and the same settings"
+            )
+        self.steps = int(state["steps"])
+        self._strength = float(state["strength"])
+        self._measured = (float(state["measured_bits"]), float(state["measured_zeros"]))
+        self.fits.load_tensor(state["fits"])
+        self._kept_zero = None
+        if self._controller is not None:
+            self._controller.load_state_dict(state["controller"])
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether GradScaler found infinities and this step changes nothing.
+
+    It calls a fused optimizer all the same, with `found_inf` set; others it does not call at all.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _bits_of_megabytes(model: nn.Module, regularizer: Regularizer, megabytes: float) -> float:
+    """Bits a regularized weight that a size of the whole model leaves."""
+    mine = {id(weight) for weight in regularizer.weights}
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    rest = sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in mine)
+    if rest >= megabytes * 1e6:
+        raise InputError(
+            f"target_megabytes={megabytes} is less than the tensors that stay as they are ({rest / 1e6:.3f} MB); ask "
+            "for more, or regularize more of the model"
+        )
+    return 8 * (megabytes * 1e6 - rest) / regularizer.count

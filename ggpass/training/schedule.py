@@ -1,0 +1,65 @@
+"""m(t): how the strength of the rate rises, holds and ends over a training run."""
+
+from dataclasses import dataclass
+
+from ggpass.errors import InputError
+
+Span = int | float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """m(t) = t/W in the warm-up of W steps, then 1, then 0 in the fine-tune tail.
+
+    A float is a share of all steps (0.1 is a tenth, and needs `total_steps`), an int a number of steps.
+
+    Attributes:
+        warm_up: the strength rises in a line from 0 over this span.
+        ramp: with a target, the span in which the planned bits go from what is measured to the target. What is left
+            after it holds the target, while the learning rate decays.
+        tail: the last span trains without the rate. Weights that are exactly zero when it begins stay zero, so that
+            the bits won do not leak away.
+    """
+
+    warm_up: Span = 0
+    ramp: Span = 0.6
+    tail: Span = 0
+
+    def __post_init__(self) -> None:
+        for name, span in self._spans():
+            share = isinstance(span, float)
+            if isinstance(span, bool) or not isinstance(span, int | float) or not span >= 0 or (share and span > 1):
+                raise InputError(
+                    f"{name}={span!r}: give a share of all steps as a float from 0.0 to 1.0, or a number of steps as "
+                    "an int"
+                )
+
+    def _spans(self) -> tuple[tuple[str, Span], ...]:
+        return (("warm_up", self.warm_up), ("ramp", self.ramp), ("tail", self.tail))
+
+    def check(self, total_steps: int | None) -> None:
+        """Raise InputError where a share has no whole, or warm-up and tail leave no step between them."""
+        if total_steps is None:
+            for name, span in (("warm_up", self.warm_up), ("tail", self.tail)):
+                if span and (isinstance(span, float) or name == "tail"):
+                    raise InputError(f"{name}={span!r} needs total_steps=, the number of optimizer steps in all")
+        elif self.steps(self.warm_up, total_steps) + self.steps(self.tail, total_steps) > total_steps:
+            raise InputError(
+                f"warm_up={self.warm_up!r} and tail={self.tail!r} are longer than total_steps={total_steps}"
+            )
+
+    @staticmethod
+    def steps(span: Span, total_steps: int | None) -> int:
+        """A span in optimizer steps; a share without a whole is taken of 1000 steps."""
+        return span if isinstance(span, int) else round(span * (1000 if total_steps is None else total_steps))
+
+    def factor(self, step: int, total_steps: int | None) -> float:
+        """m(step), step counted from 0."""
+        if self.in_tail(step, total_steps):
+            return 0.0
+        warm_up = self.steps(self.warm_up, total_steps)
+        return min(1.0, (step + 1) / (warm_up + 1))
+
+    def in_tail(self, step: int, total_steps: int | None) -> bool:
+        """Whether `step` belongs to the fine-tune tail."""
+        return total_steps is not None and step >= total_steps - self.steps(self.tail, total_steps)

@@ -1,0 +1,66 @@
+"""Which Parameters the rate regularizes: matrices and larger that train, each tensor once, minus the patterns."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ggpass.errors import WeightError
+from ggpass.pipeline import Report, Skip
+from ggpass.training.settings import RateSettings
+from ggpass.weights import check_patterns, matches
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The regularized Parameters.
+
+    Attributes:
+        names: of each, the first under which the model holds it.
+        weights: the Parameters, in the model's order; tied ones once.
+        report: what was left alone, and why.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[nn.Parameter, ...]
+    report: Report
+
+
+def select(model: nn.Module, settings: RateSettings) -> Selection:
+    """The Parameters of two and more dimensions that are floating and train.
+
+    Raises:
+        WeightError: nothing is left to regularize, a pattern matches no weight, or a weight has no data yet.
+    """
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    check_patterns([name for names in aliases.values() for name in names], settings.only, settings.skip)
+    report = Report("BackSlash")
+    chosen: list[tuple[str, nn.Parameter]] = []
+    for parameter, names in aliases.items():
+        reason = _reason_to_skip(names, parameter, settings)
+        if reason:
+            report.skips.append(Skip(names[0], reason, matrix=parameter.dim() >= 2))
+        else:
+            chosen.append((names[0], parameter))
+    if not sum(parameter.numel() for _, parameter in chosen):
+        why = "; ".join(f"{s.name}: {s.reason}" for s in report.skips[:3]) or "the model has no parameters"
+        raise WeightError(f"nothing is left to regularize ({why}); give another model, or other only= and skip=")
+    return Selection(tuple(n for n, _ in chosen), tuple(p for _, p in chosen), report)
+
+
+def _reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSettings) -> str:
+    for pattern in settings.skip:
+        if any(matches(name, pattern) for name in names):
+            return f"matches skip={pattern!r}"
+    if settings.only and not any(matches(name, pattern) for name in names for pattern in settings.only):
+        return "matches none of only=" + ", ".join(map(repr, settings.only))
+    if not parameter.requires_grad:
+        return "is frozen (requires_grad is False)"
+    if not parameter.is_floating_point():
+        return f"is {str(parameter.dtype).removeprefix('torch.')}, and only floating weights have a rate"
+    if parameter.dim() < 2 and not set(names) & set(settings.only):
+        return "is a vector, as norms and biases are; give its full name in only= to regularize it"
+    if parameter.device.type == "meta":
+        raise WeightError(f"weight {names[0]!r} is on the meta device and has no values; load the model first")
+    return ""
