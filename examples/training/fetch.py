@@ -1,8 +1,9 @@
 """Data files out of Debian packages: found on this machine, or downloaded once into the user's cache.
 
-Every file has a pinned SHA-256, and what is parsed is what was checked. A download is unpacked beside its place and
-moved there file by file, so that a broken one leaves nothing behind; a lock makes processes that start together
-download once. The cache is `platformdirs.user_cache_dir("ggpass")/data`, which follows XDG_CACHE_HOME.
+Every file has a pinned SHA-256 (the same in Debian 12 and 13), and what is parsed is what was checked. A download is
+unpacked beside its place and moved there file by file, so that a broken one leaves nothing behind; a lock makes
+processes that start together download once. The cache is `platformdirs.user_cache_dir("ggpass")/data`, which follows
+XDG_CACHE_HOME.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DEEPEST = 20
 _NULL, _SYMBOL, _PAIRS, _STRING, _LOGICAL, _INTEGER, _DOUBLE, _STRINGS, _LIST = 0, 1, 2, 9, 10, 13, 14, 16, 19
 _NULL_VALUE, _REFERENCE = 254, 255
 _HAS_ATTRIBUTES, _HAS_TAG = 1 << 9, 1 << 10
-_LATIN1 = 1 << 14  # of a string's flags
+_LATIN1 = 1 << 14
 
 
 class _Reader:
@@ -58,9 +58,9 @@ class _Reader:
         if kind in (_NULL, _NULL_VALUE):
             return None
         if kind == _REFERENCE:
-            return self.reference(flags >> 8)
+            return self.reference(flags >> 8 or self.integer())
         if kind == _SYMBOL:
-            self.symbols.append(self.item(depth + 1))
+            self.symbols.append(self.text(depth))
             return self.symbols[-1]
         if kind == _STRING:
             return self.string(flags)
@@ -79,9 +79,15 @@ class _Reader:
             return None  # NA
         raw = self.take(length)
         try:
-            return raw.decode("latin-1" if flags >> 12 & _LATIN1 >> 12 else "utf-8")
+            return raw.decode("latin-1" if flags & _LATIN1 else "utf-8")
         except UnicodeDecodeError as error:
             raise self.broken(f"a string is not UTF-8 ({error.reason})") from error
+
+    def text(self, depth: int) -> str:
+        found = self.item(depth + 1)
+        if not isinstance(found, str):
+            raise self.broken("a name is no string")
+        return found
 
     def pairs(self, flags: int, depth: int) -> dict[str, Any]:
         """A pairlist: links of (attributes, tag, value), each of which says what the next one is."""
@@ -89,7 +95,7 @@ class _Reader:
         while flags & 0xFF == _PAIRS:
             if flags & _HAS_ATTRIBUTES:
                 self.item(depth + 1)
-            tag = self.item(depth + 1) if flags & _HAS_TAG else str(len(found))
+            tag = self.text(depth) if flags & _HAS_TAG else str(len(found))
             found[tag] = self.item(depth + 1)
             flags = self.integer()
         if flags & 0xFF not in (_NULL, _NULL_VALUE):
@@ -102,15 +108,24 @@ class _Reader:
         elif kind == _DOUBLE:
             values = self.numbers("d", 8)
         elif kind in (_STRINGS, _LIST):
-            values = []
-            for _ in range(self.integer()):
-                values.append(self.item(depth + 1))  # one by one: a false count meets the end of the bytes
+            values = self.items(depth, strings=kind == _STRINGS)
         else:
             raise self.broken(f"type {kind} is not among NULL, numbers, strings and lists")
-        names = (self.item(depth + 1) or {}).get("names") if flags & _HAS_ATTRIBUTES else None
+        attributes = self.item(depth + 1) if flags & _HAS_ATTRIBUTES else None
+        names = attributes.get("names") if isinstance(attributes, dict) else None
         if kind == _LIST and isinstance(names, list) and len(names) == len(values):
-            return dict(zip(names, values))
+            return dict(zip(map(str, names), values))
         return values
+
+    def items(self, depth: int, strings: bool) -> list[Any]:
+        count, found = self.integer(), []
+        if count < 0:
+            raise self.broken(f"a count of {count} stands")
+        for _ in range(count):  # one by one: a false count meets the end of the bytes
+            found.append(self.item(depth + 1))
+            if strings and not isinstance(found[-1], str | None):
+                raise self.broken("an element of a character vector is no string")
+        return found
 
 
 def unserialize(content: bytes, name: str) -> Any:
