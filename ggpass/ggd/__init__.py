@@ -2,12 +2,19 @@
 
 from ggpass.ggd.density import GGD
 from ggpass.ggd.fit import SHAPE_RANGE, fit_moments, log_moment_ratio, shape_of_moment_ratio
+from ggpass.ggd.likelihood import fit_likelihood
 from ggpass.ggd.rate import rate, rate_slope, smooth_bits, smooth_rate
+from ggpass.ggd.rivals import Rival, Verdict, best_by_aic, fit_rivals
 
 __all__ = [
     "GGD",
     "SHAPE_RANGE",
+    "Rival",
+    "Verdict",
+    "best_by_aic",
+    "fit_likelihood",
     "fit_moments",
+    "fit_rivals",
     "log_moment_ratio",
     "rate",
     "rate_slope",

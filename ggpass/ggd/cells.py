@@ -19,6 +19,13 @@ NODES = (
 )
 
 
+def check_step(step: float) -> float:
+    """Δ itself, if it is a positive finite number; ValueError otherwise."""
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"the step of a grid is a positive number, not {step!r}")
+    return step
+
+
 def log_peak(shape: float, scale: float) -> float:
     """ln f(μ) = ln(ν / (2αΓ(1/ν)))."""
     return math.log(shape / (2 * scale)) - math.lgamma(1 / shape)

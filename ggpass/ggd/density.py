@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggpass.ggd.cells import log_peak
+from ggpass.ggd.cells import check_step, log_peak
+from ggpass.ggd.entropy import quantized_entropy
+from ggpass.ggd.quantile import cdf, quantile
 from ggpass.ggd.sample import draw
 
 
@@ -87,3 +89,38 @@ class GGD:
         """
         size = (size,) if isinstance(size, int) else size
         return draw(self.shape, self.scale, self.mean, size, generator=generator, device=device, dtype=dtype)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """F(x) = ½ + sign(x − μ) · P(1/ν, (|x − μ|/α)^ν)/2, P the regularized lower incomplete gamma function.
+
+        Below μ with full relative precision, far into the tail; above it take F(2μ − x) for the tail.
+
+        Args:
+            x: any shape, floating.
+
+        Returns:
+            The same shape, float64.
+        """
+        return cdf(self.shape, self.scale, x.double() - self.mean)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """F⁻¹(p) = μ ± α · s^(1/ν), P(1/ν, s) = |2p − 1|; −∞ at 0, ∞ at 1, NaN outside [0, 1].
+
+        Args:
+            p: any shape, floating: probabilities.
+
+        Returns:
+            The same shape, float64.
+        """
+        return quantile(self.shape, self.scale, p.double()) + self.mean
+
+    def quantized_entropy(self, step: float) -> float:
+        """H(Δ) = −Σ_k p_k log2 p_k in bits, p_k the probability that round(x/Δ) is k; see `ggpass.ggd.entropy`.
+
+        Args:
+            step: Δ > 0, in the units of x.
+
+        Raises:
+            ValueError: the step is not a positive number.
+        """
+        return quantized_entropy(self.shape, self.scale, self.mean, check_step(step))

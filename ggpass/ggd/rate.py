@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ggpass.ggd.cells import log_cell
+from ggpass.ggd.cells import check_step, log_cell
 from ggpass.ggd.density import GGD
 
 LN2 = math.log(2)
@@ -49,8 +49,7 @@ def rate(x: Tensor, ggd: GGD, step: float) -> Tensor:
     Raises:
         ValueError: the step is not a positive number.
     """
-    check_step(step)
-    return _CellBits.apply(x, ggd, step)
+    return _CellBits.apply(x, ggd, check_step(step))
 
 
 def smooth_rate(x: Tensor, ggd: GGD, step: float, epsilon: float = 0.0) -> Tensor:
@@ -71,8 +70,7 @@ def smooth_rate(x: Tensor, ggd: GGD, step: float, epsilon: float = 0.0) -> Tenso
     Raises:
         ValueError: the step is not a positive number.
     """
-    check_step(step)
-    return smooth_bits(x - ggd.mean if ggd.mean else x, ggd.shape, ggd.scale, step, epsilon)
+    return smooth_bits(x - ggd.mean if ggd.mean else x, ggd.shape, ggd.scale, check_step(step), epsilon)
 
 
 def smooth_bits(
@@ -107,12 +105,6 @@ def rate_slope(x: Tensor, shape: float | Tensor, scale: float | Tensor, epsilon:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     magnitude = ((wide.abs() + epsilon) / scale) ** (shape - 1) * (shape / (scale * LN2))
     return torch.where(wide == 0, 0.0, torch.copysign(magnitude, wide)).to(x.dtype)
-
-
-def check_step(step: float) -> None:
-    """Raises ValueError unless Δ is a positive finite number."""
-    if not (math.isfinite(step) and step > 0):
-        raise ValueError(f"the step of a grid is a positive number, not {step!r}")
 
 
 def _log(value: float | Tensor) -> float | Tensor:
