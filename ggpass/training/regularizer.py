@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ggpass.pipeline import Report
 from ggpass.training.controller import Controller, ramp_steps
 from ggpass.training.fits import Fits
 from ggpass.training.grid import GridHistogram, histogram
+from ggpass.training.node import feed, stop_feeding, take_carried
 from ggpass.training.proximal import add_slope_, shrink_
 from ggpass.training.selection import select
 from ggpass.training.settings import RateSettings
@@ -53,6 +55,9 @@ class Regularizer:
         self.count = sum(weight.numel() for weight in self.weights)
         self.fits = Fits(len(self.weights))
         self._measured = (math.nan, math.nan)
+        self._fitted_at = -1
+        #: s of the nodes, by which the caller scales the loss: see `prepare`.
+        self.loss_scale: Callable[[], float | Tensor] = lambda: 1.0
         self._controller: Controller | None = None
         if settings.has_target:
             target = settings.target_bits or _bits_of_megabytes(model, self, settings.target_megabytes or 0.0)
@@ -86,6 +91,8 @@ class Regularizer:
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
+        if self.coupled:
+            feed(self.weights, self.before_forward)
         return self
 
     def detach(self) -> None:
@@ -93,6 +100,7 @@ class Regularizer:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
+        stop_feeding(self.weights, self.before_forward)
 
     def __enter__(self) -> "Regularizer":
         return self
@@ -121,6 +129,19 @@ class Regularizer:
 
     # One step.
 
+    @property
+    def coupled(self) -> bool:
+        """Whether the slope joins the gradient: in a node of a training graph where there is one, else in a step."""
+        return "coupled" in self.settings.mode
+
+    @torch.no_grad()
+    def before_forward(self) -> list[tuple[float, float, float, float | Tensor]]:
+        """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
+        if self._due() and not self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
+            self._refit(self._learning_rates(self._optimizers))
+        scale, epsilon = self.loss_scale(), self.settings.slope_epsilon
+        return [(self._log_factor(i), self.fits.shapes[i], epsilon, scale) for i in range(len(self.weights))]
+
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """What belongs before an optimizer's step: the coupled modes' gradient; `attach` calls it."""
@@ -128,14 +149,14 @@ class Regularizer:
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             if self._kept_zero is None:
                 self._kept_zero = [weight == 0 for weight in self.weights]
-        elif "coupled" in self.settings.mode:
+        elif self.coupled:
             rates = self._learning_rates((optimizer,))
             if clock and self._due():
                 self._refit(rates)
             scale = getattr(optimizer, "grad_scale", None)
             log_scale = 0.0 if scale is None else math.log(float(scale))
             for index, weight in self._of(rates):
-                if weight.grad is not None and not weight.grad.is_sparse:
+                if weight.grad is not None and not weight.grad.is_sparse and not take_carried(weight):
                     factor = self._log_factor(index) + log_scale
                     add_slope_(weight.grad, weight, factor, self.fits.shapes[index], self.settings.slope_epsilon)
 
@@ -152,7 +173,7 @@ class Regularizer:
         rates = self._learning_rates(optimizers)
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._keep_zeros(rates)
-        elif "coupled" not in self.settings.mode:
+        elif not self.coupled:
             if (not self._optimizers or self._optimizers[0] in optimizers) and self._due():
                 self._refit(rates)
             for index, weight in self._of(rates):
@@ -165,6 +186,8 @@ class Regularizer:
         return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
 
     def _due(self) -> bool:
+        if self.steps == self._fitted_at:
+            return False
         return self.steps % self.settings.refit_every == 0 or self.settings.mode == "paper-coupled"
 
     def _log_factor(self, index: int, rate: float = 1.0) -> float:
@@ -188,6 +211,7 @@ class Regularizer:
 
     def _refit(self, rates: dict[int, float]) -> None:
         """Fit ν and α, measure the bits, move λ."""
+        self._fitted_at = self.steps
         for index in self.fits.update(self.weights, self.settings):
             log.warning("%s holds NaN or infinity: its rate is left as it was", self.names[index])
         counted = histogram(self._usable(), self.settings.step)
@@ -253,7 +277,7 @@ class Regularizer:
         self._strength = float(state["strength"])
         self._measured = (float(state["measured_bits"]), float(state["measured_zeros"]))
         self.fits.load_tensor(state["fits"])
-        self._kept_zero = None
+        self._kept_zero, self._fitted_at = None, -1
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
 

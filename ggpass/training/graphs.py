@@ -1,0 +1,127 @@
+"""Training graphs: a model traced with the training flags it has, reading the model's own tensors at every call."""
+
+import gc
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ggpass.errors import TraceError
+from ggpass.program import Program
+
+#: The name under which a training graph holds the model whose tensors it reads.
+MODEL = "ggpass_model"
+
+
+def training_flags(model: nn.Module) -> tuple[bool, ...]:
+    """Which of a model's modules are in training mode: what torch.export bakes into a graph."""
+    return tuple(module.training for module in model.modules())
+
+
+def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """What besides sizes tells one traced call from another: the structure, dtypes, devices and plain values."""
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    kinds = tuple((x.dtype, x.device, x.dim()) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
+    return spec, kinds
+
+
+@dataclass
+class TrainingGraph:
+    """One trace of a model: for one pattern of training flags and one signature of its inputs.
+
+    Attributes:
+        program: the graph; it reads the model's Parameters and buffers where the model holds them.
+        guards: raises where sizes do not fit the trace.
+        fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
+    """
+
+    program: Program
+    guards: Callable[..., Any]
+    fixed: tuple[str, ...]
+
+    def accepts(self, leaves: list[Any]) -> bool:
+        """Whether the trace holds for inputs of these sizes."""
+        try:
+            self.guards(*leaves)
+        except (AssertionError, RuntimeError, IndexError):
+            return False
+        return True
+
+
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+) -> TrainingGraph:
+    """The graph of a model as it stands, in training mode or not, by torch.export.
+
+    Args:
+        model: any module.
+        args, kwargs: example inputs.
+        dynamic_shapes: as torch.export takes it. None: the first dimension of every tensor may change, wherever the
+            model's own code allows it.
+
+    Raises:
+        TraceError: torch.export cannot trace it; says what broke and which form of the rate needs no trace.
+    """
+    shapes = _batch_dimensions(args, kwargs) if dynamic_shapes is None else dynamic_shapes
+    try:
+        with torch.enable_grad():
+            exported = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
+        module = exported.module(check_guards=True)
+    except Exception as error:  # torch.export raises whatever the model's own code and its tracer raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = "\n".join(lines[:4]) or "no message"
+        raise TraceError(
+            f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
+            "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
+        ) from error
+    guards = _take_guards(module)
+    program = Program(module)
+    del exported
+    gc.collect()  # tracing leaves megabytes in reference cycles
+    fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
+    return TrainingGraph(program, guards, fixed)
+
+
+def _batch_dimensions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ShapesCollection:
+    shapes = torch.export.ShapesCollection()
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        # torch.export takes sizes of 0 and 1 for constants.
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] > 1:
+            shapes[leaf] = {0: torch.export.Dim.AUTO}
+    return shapes
+
+
+def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
+    """Take the check of the inputs' sizes out of the graph: it is asked before a call, to choose between graphs."""
+    found = [n for n in module.graph.nodes if n.op == "call_module" and n.target == "_guards_fn"]
+    if not found:
+        return lambda *leaves: None
+    guards = module.get_submodule("_guards_fn")
+    for node in found:
+        module.graph.erase_node(node)
+    module.recompile()
+    return guards
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], int)
+
+
+def read_live(program: Program, model: nn.Module) -> None:
+    """Let the graph read each of the model's tensors from the model itself.
+
+    So `load_state_dict(assign=True)`, `.to(…)` and whatever else replaces a tensor of the model is seen, and buffers
+    that one graph updates are read by the others. Constants that tracing made stay in the graph.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    reads = [n for n in program.reads() if tensors.get(str(n.target)) is program.weight(str(n.target))]
+    for name in dict.fromkeys(str(node.target) for node in reads):
+        program.delete_weight(name)
+    program.graph_module.add_module(MODEL, model)
+    for node in reads:
+        node.target = f"{MODEL}.{node.target}"
+    program.graph_module.recompile()
