@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ggpass.artifact import Artifact, Sizes, bytes_of_module
-from ggpass.errors import InputError, TargetError
+from ggpass.errors import InputError, TargetError, TraceError
 from ggpass.formats import Scheme
 from ggpass.lower_module import lower_module
 from ggpass.lowering import Lowering
+from ggpass.passes import GGInit
 from ggpass.pipeline import Pass, Pipeline, Report
 from ggpass.program import Program
 from ggpass.targets import Target, resolve
@@ -215,6 +216,54 @@ def lower_onnx(
     from ggpass.onnx.lower import lower_file
 
     return lower_file(path_in, path_out, lowering, fallback=fallback, external_data=external_data)
+
+
+def init_(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    shape: float | str | Mapping[str, float] = "auto",
+    seed: int = 0,
+    only: str | Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+    dynamic_shapes: Any = None,
+) -> Report:
+    """w ~ GGD(ν, α), Var(w) = ξ/n: new first values for a model's weights, in place (see `passes.GGInit`).
+
+    Call it on a model as its constructor leaves it: the σ of embeddings and smaller residual branches are read off
+    the weights. Parameters stay the same objects, with their ties, dtype, device and `requires_grad`.
+
+    Args:
+        model: any module.
+        args, kwargs: example inputs, from which ξ is read off the graph; without them, or where tracing fails, ξ = 1
+            for all, and the report says so.
+        shape: ν: a number from 0.2 to 8, `{pattern: ν}`, `"like:FILE"` for the shapes of a trained checkpoint
+            (safetensors), or `"auto"`.
+        seed: the same seed gives the same weights; each depends on it and on its own name alone.
+        only, skip, dynamic_shapes: as in `compile`.
+
+    Returns:
+        For each weight its operator, ξ and why, n, ν, σ before and after; for each other the reason.
+
+    Raises:
+        WeightError: a weight on the meta device or sharded, NaN in one, ν out of range, a pattern without a match.
+        FormatError: no readable checkpoint behind `like:`.
+        InputError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"init_ takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    step = GGInit(shape, seed, _patterns(only), _patterns(skip), inplace=True)
+    if args is None and kwargs is None:
+        return step.on_module(model)
+    args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    try:
+        program = Program.trace(model, args, kwargs, dynamic_shapes)
+    except TraceError as error:
+        report = step.on_module(model)
+        report.notes.insert(0, f"NOT TRACED, so no activation was seen: {str(error).splitlines()[0]}")
+        return report
+    return step.on_module(model, program)
 
 
 def names_of(model: nn.Module) -> dict[int, tuple[str, ...]]:

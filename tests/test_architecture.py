@@ -24,6 +24,7 @@ LEVELS = {
     "weights": 2,
     "pipeline": 2,
     "kernels": 2,
+    "initialization": 2,
     "shaping": 2,
     "training": 3,
     "render": 3,

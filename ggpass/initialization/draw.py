@@ -1,0 +1,33 @@
+"""w ~ GGD(ν, α, 0), from a generator that the seed and the weight's name alone determine."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from ggpass.ggd import GGD
+
+
+def scale_of(std: float, shape: float) -> float:
+    """α = σ · √(Γ(1/ν)/Γ(3/ν)), so that the variance is σ² whatever ν."""
+    return std * math.exp((math.lgamma(1 / shape) - math.lgamma(3 / shape)) / 2)
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A CPU generator seeded by SHA-256 of seed and name: module order and other weights do not matter."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def draw(shape: torch.Size, std: float, nu: float, seed: int, name: str) -> Tensor:
+    """w ~ GGD(ν, α = σ·√(Γ(1/ν)/Γ(3/ν))): float32 on the CPU, the same on every machine whatever the weight is on."""
+    return GGD(nu, scale_of(std, nu)).sample(shape, generator=generator_of(seed, name))
+
+
+def rms(tensor: Tensor) -> float:
+    """√(mean of squares), accumulated in float64; nan for an empty tensor."""
+    if tensor.numel() == 0:
+        return float("nan")
+    norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+    return float(norm) / tensor.numel() ** 0.5

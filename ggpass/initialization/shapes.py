@@ -1,0 +1,96 @@
+"""ν of each weight: one number, one for each pattern, or what the weights of a trained checkpoint have."""
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ggpass.checkpoint import Checkpoint
+from ggpass.errors import WeightError
+from ggpass.ggd import fit_moments
+from ggpass.initialization.reading import Group
+
+#: ν of `shape="auto"` for each kind of operator. Gaussian until `benchmarks/training.py` has compared initializers on
+#: the CNN and the byte LM (its table "initialization"); put what wins there here.
+AUTO_SHAPES = {Group.LINEAR: 2.0, Group.CONV: 2.0, Group.EMBEDDING: 2.0}
+
+#: The shapes that weights are drawn with. Outside, a fit says that a tensor is no generalized Gaussian.
+DRAWN_SHAPES = (0.2, 8.0)
+
+FLOATS = ("F64", "F32", "BF16", "F16")
+
+
+def check_shape(value: float, of: str) -> float:
+    """`value` as ν.
+
+    Raises:
+        WeightError: not a number in DRAWN_SHAPES.
+    """
+    low, high = DRAWN_SHAPES
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise WeightError(f"the shape ν {of} is a number from {low} to {high:g}, not {value!r}; 2 is the Gaussian")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class CheckpointShapes:
+    """ν(name) = the moment fit of the same-named tensor, else the median over the kind of operator.
+
+    Attributes:
+        label: of the checkpoint, for the report.
+        by_name: ν of each matrix in it.
+        medians: ν of each kind of operator; a kind that is missing there has the median of all.
+    """
+
+    label: str
+    by_name: dict[str, float]
+    medians: dict[Group, float]
+    counts: dict[Group, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "CheckpointShapes":
+        """Fits every float matrix of a checkpoint, one at a time.
+
+        Raises:
+            FormatError: no readable safetensors.
+            WeightError: no matrix in it has a shape in DRAWN_SHAPES.
+        """
+        checkpoint = Checkpoint(path)
+        by_name: dict[str, float] = {}
+        groups: dict[Group, list[float]] = {}
+        for info in checkpoint.tensors:
+            if len(info.shape) < 2 or info.dtype not in FLOATS or info.size == 0:
+                continue
+            weight = checkpoint.read(info.name)
+            if not bool(weight.any()):
+                continue
+            shape = fit_moments(weight).shape
+            if DRAWN_SHAPES[0] <= shape <= DRAWN_SHAPES[1]:
+                by_name[info.name] = shape
+                groups.setdefault(group_of_name(info.name, len(info.shape)), []).append(shape)
+        if not by_name:
+            raise WeightError(f"{path} holds no float matrix with a shape ν to take; name a trained checkpoint")
+        every = statistics.median(by_name.values())
+        medians = {group: statistics.median(groups[group]) if group in groups else every for group in Group}
+        return cls(Path(path).name, by_name, medians, {group: len(found) for group, found in groups.items()})
+
+    def shape_of(self, names: Iterable[str], group: Group) -> tuple[float, str]:
+        """(ν, where it comes from) of a weight of these names."""
+        for name in names:
+            if name in self.by_name:
+                return self.by_name[name], f"as {name} in {self.label}"
+        kind = group.value if group in self.counts else "weight"
+        return self.medians[group], f"the median {kind} of {self.label}, which has no such name"
+
+
+def group_of_name(name: str, dimensions: int) -> Group:
+    """The kind of operator behind a tensor of a checkpoint, which has names and shapes only."""
+    if re.search(r"embed|(^|\.)(wte|wpe|shared)\.", name):
+        return Group.EMBEDDING
+    return Group.LINEAR if dimensions == 2 else Group.CONV
+
+
+def is_like(shape: object) -> bool:
+    """Whether `shape` is `like:FILE`."""
+    return isinstance(shape, str) and shape.startswith("like:") and len(shape) > len("like:")

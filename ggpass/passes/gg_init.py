@@ -1,0 +1,239 @@
+"""GGInit: first values from generalized Gaussians, at the scale that operator, fan and activation ask for."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ggpass.errors import InputError, WeightError
+from ggpass.initialization.draw import draw, rms
+from ggpass.initialization.read_graph import read_graph
+from ggpass.initialization.read_modules import read_modules
+from ggpass.initialization.reading import Group, Reading, Use
+from ggpass.initialization.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
+from ggpass.initialization.siblings import Sibling, error_of_std, kept_ratios, shortest
+from ggpass.lowering import matches
+from ggpass.pipeline import Change, Report, Skip
+from ggpass.program import Program, owner_of
+
+Shape = float | str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One weight as it will be drawn.
+
+    Attributes:
+        reading: the weight, its names and its uses.
+        use: the one that sets the scale.
+        before, std: σ now and afterwards, both as √(mean of squares), without an embedding's padding row.
+        ratio: σ over that of its siblings, which the model's own initializer chose and the drawing keeps; 1 for most.
+        shape: ν.
+        source: where ν comes from, in words; empty where the caller gave one number.
+    """
+
+    reading: Reading
+    use: Use
+    before: float
+    std: float
+    ratio: float
+    shape: float
+    source: str
+
+    def words(self) -> str:
+        """Operator, ξ and why, n, ν, σ before → after."""
+        use = self.use
+        if use.group is Group.EMBEDDING:
+            scale = f"{use.operator}: {use.why}"
+        else:
+            scale = f"{use.operator}: ξ = {use.gain:.4g} ({use.why}), n = {use.fan:g}"
+        kept = f", kept at {self.ratio:.2g} of its siblings' σ" if self.ratio != 1 else ""
+        source = f" ({self.source})" if self.source else ""
+        return f"{scale}{kept}, ν = {self.shape:.3g}{source}, σ {self.before:.2g} → {self.std:.2g}"
+
+
+@dataclass(frozen=True)
+class GGInit:
+    """w ~ GGD(ν, α), α = √(ξ/n · Γ(1/ν)/Γ(3/ν)), so that Var(w) = ξ/n whatever ν (arXiv 2506.00486, section 3).
+
+    1. Weights of linear, matmul with a constant, convolutions and transposed ones, attention projections: n is the
+       number of terms in one element of the result, ξ the gain of the activation that follows (`follow.py`, `gain.py`).
+    2. Embeddings keep the model's own σ: a table look-up adds nothing up, and the rest of the model is made for
+       the size of its rows. So does a table that is tied with a head. Its padding row stays.
+    3. A weight that the model's own initializer made smaller than its siblings stays smaller by the same ratio
+       (`siblings.py`); one that is all zero stays zero.
+    4. Norms, biases, buffers and frozen Parameters stay bit for bit.
+    5. Each weight has a generator of its own, from the seed and the first of its sorted names: neither order nor
+       other weights matter, tied weights are one weight, and a module and its Program get the same values.
+    6. On a Program new Parameters take the old ones' place, ties and `requires_grad` kept, so that the traced model
+       stays as it was; `inplace` writes into the Parameters themselves, as `ggpass.init_` does.
+
+    Attributes:
+        shape: ν as a number, `{pattern: ν}` (the first pattern that matches counts), `auto`, or `like:FILE`.
+        seed: any int.
+        only, skip: patterns, as for `compile`.
+        inplace: whether to write into the Program's own tensors, which may be the caller's.
+
+    Raises:
+        WeightError: a weight on the meta device or sharded, NaN in one, ν out of range, a pattern without a match.
+    """
+
+    shape: Shape = "auto"
+    seed: int = 0
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    inplace: bool = False
+    _like: CheckpointShapes | None = field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise InputError(f"seed is an int, not {self.seed!r}")
+        if is_like(self.shape):
+            like = CheckpointShapes.read(str(self.shape).removeprefix("like:"))
+            object.__setattr__(self, "_like", like)
+        elif isinstance(self.shape, Mapping):
+            for pattern, value in self.shape.items():
+                check_shape(value, f"of {pattern!r}")
+        elif self.shape != "auto":
+            check_shape(self.shape, "of shape=")  # type: ignore[arg-type]
+
+    def __call__(self, program: Program) -> Report:
+        """Draw every weight that the graph uses."""
+        return self._run(read_graph(program), program)
+
+    def on_module(self, model: nn.Module, program: Program | None = None) -> Report:
+        """Draw a module's weights in place.
+
+        Args:
+            model: the module.
+            program: its trace, whose tensors are the module's own; without one ξ = 1 for all.
+        """
+        readings = {id(r.tensor): r for r in read_modules(model)}
+        note = "no example inputs: ξ = 1 for every weight, whatever activation follows"
+        if program is not None:
+            note = ""
+            for key, reading in readings.items():
+                why = "the example inputs do not reach it"
+                readings[key] = replace(reading, uses=tuple(replace(u, why=why) for u in reading.uses))
+            for reading in read_graph(program):
+                known = readings.get(id(reading.tensor))
+                if known is not None and known.uses and not reading.uses:
+                    uses = tuple(replace(use, why=reading.reason) for use in known.uses)
+                    readings[id(reading.tensor)] = replace(known, uses=uses)
+                elif known is not None:
+                    readings[id(reading.tensor)] = replace(reading, names=known.names)
+        report = self._run(list(readings.values()), None)
+        report.notes += [note] if note else []
+        return report
+
+    def _run(self, readings: list[Reading], program: Program | None) -> Report:
+        report = Report("GGInit")
+        self._check_patterns(readings)
+        for plan in self.plan(readings, report.skips):
+            self._write(plan, program)
+            report.changes.append(Change(" = ".join(plan.reading.names), plan.words()))
+        return report
+
+    def plan(self, readings: Iterable[Reading], skips: list[Skip]) -> list[Planned]:
+        """What each weight will be drawn with; reasons of the others go to `skips`."""
+        chosen: list[tuple[Reading, Use, float]] = []
+        for reading in readings:
+            reason = reading.reason or self._reason_to_skip(reading)
+            before = float("nan") if reason else rms(_without_padding(reading, reading.decide()))
+            if before == 0:
+                reason = "all zero: the model starts it there (a residual branch, LoRA's B), and it stays"
+            if reason:
+                skips.append(Skip(reading.name, reason, matrix=reading.tensor.dim() >= 2))
+                continue
+            if not before < float("inf"):
+                raise WeightError(
+                    f"weight {reading.name!r} holds NaN or infinity; repair it, or leave it out with skip="
+                )
+            chosen.append((reading, reading.decide(), before))
+        ratios = _ratios(chosen)
+        return [self._planned(*entry, ratios.get(entry[0].name, 1.0)) for entry in chosen]
+
+    def _planned(self, reading: Reading, use: Use, before: float, ratio: float) -> Planned:
+        shape, source = self._shape_of(reading, use)
+        std = ratio * use.variance**0.5
+        if use.group is Group.EMBEDDING:
+            std = shortest(before, 4 * before * error_of_std(reading.tensor.numel()))
+        return Planned(reading, use, before, std, ratio, shape, source)
+
+    def _shape_of(self, reading: Reading, use: Use) -> tuple[float, str]:
+        if self._like is not None:
+            return self._like.shape_of(reading.names, use.group)
+        if isinstance(self.shape, Mapping):
+            for pattern, value in self.shape.items():
+                if any(matches(name, pattern) for name in reading.names):
+                    return float(value), f"shape[{pattern!r}]"
+            return AUTO_SHAPES[use.group], "no pattern matches: auto"
+        if self.shape == "auto":
+            return AUTO_SHAPES[use.group], "auto"
+        return float(self.shape), ""
+
+    def _reason_to_skip(self, reading: Reading) -> str:
+        for pattern in self.skip:
+            if any(matches(name, pattern) for name in reading.names):
+                return f"matches skip={pattern!r}"
+        if self.only and not any(matches(name, pattern) for name in reading.names for pattern in self.only):
+            return "matches none of only=" + ", ".join(map(repr, self.only))
+        tensor = reading.tensor
+        if tensor.device.type == "meta":
+            raise WeightError(
+                f"weight {reading.name!r} is on the meta device and has no memory to write to; "
+                "call model.to_empty(device=…), run the model's own initializer, and then init_"
+            )
+        if hasattr(tensor, "device_mesh"):  # a DTensor
+            raise WeightError(f"weight {reading.name!r} is sharded; call init_ before fully_shard")
+        if not tensor.requires_grad:
+            return "frozen (requires_grad=False): its values are part of the model"
+        if tensor.numel() == 0:
+            return "is empty"
+        return ""
+
+    def _check_patterns(self, readings: list[Reading]) -> None:
+        """Raise WeightError where a pattern selects no weight: a typo would go unseen."""
+        known = [name for reading in readings if reading.tensor.dim() >= 2 for name in reading.names]
+        options = {"only": self.only, "skip": self.skip, "shape": self.shape if isinstance(self.shape, Mapping) else ()}
+        for option, patterns in options.items():
+            for pattern in patterns:
+                if not any(matches(name, pattern) for name in known):
+                    some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+                    raise WeightError(f"{option}: {pattern!r} matches no weight of the model; its weights are {some}")
+
+    def _write(self, plan: Planned, program: Program | None) -> None:
+        old = plan.reading.tensor
+        values = draw(old.shape, plan.std, plan.shape, self.seed, plan.reading.name).to(old.device, old.dtype)
+        if plan.use.padding is not None:
+            values[plan.use.padding] = old.detach()[plan.use.padding]
+        with torch.no_grad():
+            if program is None or self.inplace:
+                old.copy_(values)
+                return
+        parameter = nn.Parameter(values, requires_grad=old.requires_grad)
+        for name in plan.reading.names:
+            module, leaf = owner_of(program.graph_module, name)
+            module._parameters[leaf] = parameter
+
+
+def _without_padding(reading: Reading, use: Use) -> Tensor:
+    """The rows of a table that are drawn; any other weight whole."""
+    tensor = reading.tensor.detach()
+    if use.padding is None:
+        return tensor
+    return torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
+
+
+def _ratios(chosen: list[tuple[Reading, Use, float]]) -> dict[str, float]:
+    """The ratios to keep, found among the weights of each kind of operator."""
+    found: dict[str, float] = {}
+    for group in (Group.LINEAR, Group.CONV):
+        siblings = [
+            Sibling(reading.name, before, reading.tensor.numel(), *use.declared, use.variance**0.5)
+            for reading, use, before in chosen
+            if use.group is group
+        ]
+        found.update(kept_ratios(siblings))
+    return found
