@@ -21,7 +21,8 @@ LISTED = "'http://nowhere/made.deb' made_1_all.deb 4242 SHA256:00"
 
 # Runs in a process of its own, so that it can be interrupted and killed.
 CHILD = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it with SIGINT ignored
 sys.path.insert(0, {str(Path(fetch.__file__).parents[1])!r})
 from training.fetch import Package, read
 read(Package("made", "1", {FOLDER!r}, {dict(MADE.checksums)!r}))
