@@ -4,28 +4,29 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ggpass.training.settings import RateSettings
-from ggpass.training.statistics import moments, scale_of, shape_of
+from ggpass.training.statistics import Moments, moments, scale_of, shape_of
 
-#: A weight of its tensor's deviation σ moves by at most this share of σ in one step, whatever λ is.
+#: A weight of its tensor's deviation σ moves by at most this share of σ in one proximal step, whatever λ is.
 LARGEST_SHARE = 0.25
 
 
 class Fits:
-    """The shape and scale of each weight tensor as of the last fit.
+    """The shape, scale and deviation of each weight tensor as of the last fit.
 
     Attributes:
         shapes: ν of each; 1 before its first fit.
         scales: α of each, in units of weight; NaN before its first fit, and then it has no rate yet.
+        deviations: σ = √E[θ²] of each; NaN before its first fit.
         broken: indices of tensors in which the last fit found NaN or infinity.
     """
 
     def __init__(self, count: int) -> None:
         self.shapes = [1.0] * count
         self.scales = [math.nan] * count
-        self.factors = [-math.inf] * count
+        self.deviations = [math.nan] * count
         self.broken: set[int] = set()
 
     def update(self, weights: Sequence[Tensor], settings: RateSettings) -> list[int]:
@@ -35,57 +36,64 @@ class Fits:
             Indices of the tensors in which NaN or infinity is new.
         """
         found = moments(weights)
-        ratio = torch.where(found.usable, found.second / found.first.square(), 2.0).clamp(min=1.0)
-        shape = shape_of(ratio) if settings.shape is None else torch.full_like(ratio, settings.shape)
-        shape = shape.clamp(max=settings.slope_shape_max)
-        scale = scale_of(shape, found.second) if settings.scale is None else torch.full_like(ratio, settings.scale)
+        shape, scale = self._paper(found) if settings.is_paper else self._fitted(found, settings)
         for index, usable in enumerate(found.usable.tolist()):
             if usable:
-                self._set(index, shape[index].item(), scale[index].item())
+                self.shapes[index], self.scales[index] = shape[index].item(), scale[index].item()
+                self.deviations[index] = math.sqrt(found.second[index].item())
         broken = {i for i, bad in enumerate((~torch.isfinite(found.second) & (found.counts > 0)).tolist()) if bad}
         new = sorted(broken - self.broken)
         self.broken = broken
         return new
 
-    def _set(self, index: int, shape: float, scale: float) -> None:
-        self.shapes[index], self.scales[index] = shape, scale
-        known = not math.isnan(scale)
-        self.factors[index] = math.log(shape / math.log(2)) - shape * math.log(scale) if known else -math.inf
+    @staticmethod
+    def _fitted(found: Moments, settings: RateSettings) -> tuple[Tensor, Tensor]:
+        """ν ≤ ν_max and α of each tensor by its own moments, or as they are given."""
+        ratio = found.ratio
+        shape = shape_of(ratio) if settings.shape is None else torch.full_like(ratio, settings.shape)
+        shape = shape.clamp(max=settings.shape_max) if settings.shape is None else shape
+        scale = scale_of(shape, found.second) if settings.scale is None else torch.full_like(ratio, settings.scale)
+        return shape, scale
+
+    @staticmethod
+    def _paper(found: Moments) -> tuple[Tensor, Tensor]:
+        """One ν for all weights, and the α that makes ν/(α^ν ln 2) the paper's ν/N: α = (N/ln 2)^(1/ν)."""
+        pooled = found.pooled()
+        shape = shape_of(pooled.ratio).expand_as(found.first)
+        return shape, (found.counts.sum() / math.log(2)) ** (1 / shape)
 
     def log_slope(self, index: int) -> float:
         """ln(ν/(α^ν ln 2)), the factor of (|θ|+ε)^(ν−1) in bits per unit of weight; −∞ before the first fit."""
-        return self.factors[index]
-
-    def deviation(self, index: int) -> float:
-        """σ = α·√(Γ(3/ν)/Γ(1/ν))."""
-        shape = self.shapes[index]
-        return self.scales[index] * math.exp((math.lgamma(3 / shape) - math.lgamma(1 / shape)) / 2)
+        shape, scale = self.shapes[index], self.scales[index]
+        return -math.inf if math.isnan(scale) else math.log(shape / math.log(2)) - shape * math.log(scale)
 
     def log_largest_factor(self, index: int, epsilon: float) -> float:
-        """The ln τ at which a weight of size σ moves by LARGEST_SHARE·σ."""
-        deviation = self.deviation(index)
+        """The ln τ at which a weight of size σ moves by LARGEST_SHARE·σ; −∞ before the first fit."""
+        deviation = self.deviations[index]
         if math.isnan(deviation):
             return -math.inf
         return math.log(LARGEST_SHARE * deviation) - (self.shapes[index] - 1) * math.log(deviation + epsilon)
 
-    def first_strength(
-        self, rates: dict[int, float], weights: Sequence[nn.Parameter], epsilon: float, ramp: int
-    ) -> float:
-        """A λ to begin with: unopposed for the whole ramp it would move a weight of size σ by σ/10, in the median."""
-        guesses = []
-        for index, weight in enumerate(weights):
-            rate = rates.get(id(weight), 0.0)
-            if rate > 0 and not math.isnan(self.scales[index]):
-                # log_largest_factor − log_slope is ln of the lr·λ that moves a weight of size σ by LARGEST_SHARE·σ.
-                largest = self.log_largest_factor(index, epsilon) - self.log_slope(index) - math.log(rate)
-                guesses.append(largest + math.log(0.1 / LARGEST_SHARE / ramp))
-        return math.exp(sorted(guesses)[len(guesses) // 2]) if guesses else 0.0
+    def first_strength(self, rates: Sequence[float], epsilon: float, ramp: int) -> float:
+        """A λ to begin with: unopposed for the whole ramp it would move a weight of size σ by σ/10, in the median.
+
+        Args:
+            rates: the learning rate of each tensor; 0 where no optimizer steps it.
+            epsilon: ε of the slope.
+            ramp: steps.
+        """
+        guesses = sorted(
+            # The first two are ln of the lr·λ that moves a weight of size σ by LARGEST_SHARE·σ in one step.
+            self.log_largest_factor(index, epsilon) - self.log_slope(index) - math.log(rate * ramp)
+            for index, rate in enumerate(rates)
+            if rate > 0 and not math.isnan(self.scales[index])
+        )
+        return 0.1 / LARGEST_SHARE * math.exp(guesses[len(guesses) // 2]) if guesses else 0.0
 
     def as_tensor(self) -> Tensor:
-        """(T, 2) float64: ν and α."""
-        return torch.tensor([self.shapes, self.scales], dtype=torch.float64).T.contiguous()
+        """(T, 3) float64: ν, α, σ."""
+        return torch.tensor([self.shapes, self.scales, self.deviations], dtype=torch.float64).T.contiguous()
 
     def load_tensor(self, state: Tensor) -> None:
         """Continue from `as_tensor()`."""
-        for index, (shape, scale) in enumerate(state.tolist()):
-            self._set(index, shape, scale)
+        self.shapes, self.scales, self.deviations = state.double().T.tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import InputError, WeightError
+from ggpass.training.sharded import Shards, gather, grouped, local_part, reduce_
 
 #: Elements quantized at a time: the copies of one block stay near 8 MB.
 BLOCK_ELEMENTS = 1 << 20
@@ -66,6 +67,8 @@ def flat_blocks(weight: Tensor, size: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
 def histogram(weights: Iterable[Tensor], step: float) -> GridHistogram:
     """counts[q] = #{i : round(θ_i/Δ) = q}, ties to even, pooled over all tensors.
 
+    Of a DTensor every rank counts its part, and all get the sum; every rank that holds a part must call this.
+
     Args:
         weights: floating, any shapes, dtypes and devices; empty ones count nothing.
         step: Δ > 0, in units of weight.
@@ -76,37 +79,78 @@ def histogram(weights: Iterable[Tensor], step: float) -> GridHistogram:
     """
     if not (math.isfinite(step) and step > 0):
         raise InputError(f"the grid's step is a positive number, not {step!r}")
-    table = torch.zeros(2 * WINDOW + 1, dtype=torch.int64)
-    values, counts = [], []
-    for weight in weights:
-        for block in flat_blocks(weight.detach()):
-            symbols = quantize(block, step)
+    weights = list(weights)
+    counts = _Counts()
+    for shards, indices in grouped(weights).items():
+        mine = counts if shards is None else _Counts()
+        for index in indices:
+            for block in flat_blocks(local_part(weights[index].detach())):
+                mine.add(block, step)
+        if shards is not None:
+            counts.join(mine.over_ranks(shards))
+    return counts.result()
+
+
+class _Counts:
+    """Counts in the making: a table of the symbols near 0, lists of (symbol, count) for the others."""
+
+    def __init__(self) -> None:
+        self.table = torch.zeros(2 * WINDOW + 1, dtype=torch.int64)
+        self.values: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.bad = False
+
+    def add(self, block: Tensor, step: float) -> None:
+        """Count round(θ/Δ) of a block, in float32, or float64 where the weight is."""
+        scaled = block.to(torch.promote_types(block.dtype, torch.float32)) / step
+        low, high = (float(end) for end in torch.aminmax(scaled))
+        if not (high < 2.0**62 and low > -(2.0**62)):  # NaN fails both
+            self.bad = True
+            return
+        symbols = scaled.round_().to(torch.int64)
+        if high > WINDOW or low < -WINDOW:
             inside = symbols.abs() <= WINDOW
-            if not bool(inside.all()):
-                more, often = torch.unique(symbols[~inside], return_counts=True)
-                values.append(more.cpu())
-                counts.append(often.cpu())
-                symbols = symbols[inside]
-            table += torch.bincount(symbols + WINDOW, minlength=2 * WINDOW + 1).cpu()
-    return _merge(table, values, counts)
+            self.append(*torch.unique(symbols[~inside], return_counts=True))
+            symbols = symbols[inside]
+        self.table += torch.bincount(symbols + WINDOW, minlength=2 * WINDOW + 1).cpu()
 
+    def append(self, values: Tensor, counts: Tensor) -> None:
+        self.values.append(values.cpu())
+        self.counts.append(counts.cpu())
 
-def quantize(block: Tensor, step: float) -> Tensor:
-    """q = round(θ/Δ), int64, of any shape; computed in float32, or float64 where the weight is."""
-    scaled = block.to(torch.promote_types(block.dtype, torch.float32)) / step
-    low, high = torch.aminmax(scaled)
-    if not (float(high) < 2.0**62 and float(low) > -(2.0**62)):  # NaN fails both
-        raise WeightError(
-            "NaN, infinity or a weight beyond 2^62 steps has no symbol on the grid; repair the weight or skip it"
-        )
-    return scaled.round_().to(torch.int64)
+    def join(self, other: "_Counts") -> None:
+        """Add another's counts."""
+        self.table += other.table
+        self.values += other.values
+        self.counts += other.counts
+        self.bad |= other.bad
 
+    def over_ranks(self, shards: Shards) -> "_Counts":
+        """The counts of all ranks that hold the shards."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        values, counts = torch.cat([empty, *self.values]), torch.cat([empty, *self.counts])
+        longest, bad = reduce_(torch.tensor([len(values), int(self.bad)]), shards, lambda op: op.MAX).tolist()
+        joined = _Counts()
+        joined.bad = bool(bad)
+        joined.table = reduce_(self.table, shards)
+        if longest:
+            # A rank with fewer symbols fills up with a symbol that it counts 0 times.
+            fill = (0, longest - len(values))
+            padded = (torch.nn.functional.pad(values, fill), torch.nn.functional.pad(counts, fill))
+            joined.append(gather(padded[0], shards), gather(padded[1], shards))
+        return joined
 
-def _merge(table: Tensor, values: list[Tensor], counts: list[Tensor]) -> GridHistogram:
-    inside = table.nonzero().squeeze(1)
-    all_values, all_counts = torch.cat([inside - WINDOW, *values]), torch.cat([table[inside], *counts])
-    distinct, where = torch.unique(all_values, return_inverse=True)
-    return GridHistogram(distinct, torch.zeros_like(distinct).index_add_(0, where, all_counts))
+    def result(self) -> GridHistogram:
+        if self.bad:
+            raise WeightError(
+                "NaN, infinity or a weight beyond 2^62 steps has no symbol on the grid; repair the weight or skip it"
+            )
+        inside = self.table.nonzero().squeeze(1)
+        values = torch.cat([inside - WINDOW, *self.values])
+        counts = torch.cat([self.table[inside], *self.counts])
+        distinct, where = torch.unique(values, return_inverse=True)
+        summed = torch.zeros_like(distinct).index_add_(0, where, counts)
+        return GridHistogram(distinct[summed > 0], summed[summed > 0])
 
 
 def entropy_bits(weights: Iterable[Tensor] | Tensor, step: float) -> float:

@@ -16,9 +16,10 @@ from ggpass.training.controller import Controller, ramp_steps
 from ggpass.training.fits import Fits
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding, take_carried
-from ggpass.training.proximal import add_slope_, shrink_
+from ggpass.training.proximal import Slope, add_slope_, shrink_
 from ggpass.training.selection import select
 from ggpass.training.settings import RateSettings
+from ggpass.training.sharded import local_part
 
 log = logging.getLogger(__name__)
 
@@ -148,17 +149,14 @@ class Regularizer:
         clock = optimizer is self._optimizers[0]
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             if self._kept_zero is None:
-                self._kept_zero = [weight == 0 for weight in self.weights]
+                self._kept_zero = self._zeros()
         elif self.coupled:
             rates = self._learning_rates((optimizer,))
             if clock and self._due():
                 self._refit(rates)
             scale = getattr(optimizer, "grad_scale", None)
             log_scale = 0.0 if scale is None else math.log(float(scale))
-            for index, weight in self._of(rates):
-                if weight.grad is not None and not weight.grad.is_sparse and not take_carried(weight):
-                    factor = self._log_factor(index) + log_scale
-                    add_slope_(weight.grad, weight, factor, self.fits.shapes[index], self.settings.slope_epsilon)
+            self._join_gradients(rates, log_scale)
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer | None = None) -> None:
@@ -176,9 +174,7 @@ class Regularizer:
         elif not self.coupled:
             if (not self._optimizers or self._optimizers[0] in optimizers) and self._due():
                 self._refit(rates)
-            for index, weight in self._of(rates):
-                if weight.grad is not None:
-                    self._shrink(index, weight, rates[id(weight)])
+            self._step_weights(rates)
         if not self._optimizers or self._optimizers[0] in optimizers:
             self.steps += 1
 
@@ -196,16 +192,41 @@ class Regularizer:
         strength = rate * self.strength * schedule.factor(self.steps, total)
         return self.fits.log_slope(index) + math.log(strength) if strength > 0 else -math.inf
 
-    def _shrink(self, index: int, weight: nn.Parameter, rate: float) -> None:
-        factor = self._log_factor(index, rate)
-        bound = self.fits.log_largest_factor(index, self.settings.slope_epsilon)
-        shrink_(weight, min(factor, bound), self.fits.shapes[index], self.settings.slope_epsilon)
+    def _slope(self, index: int, log_factor: float) -> Slope:
+        return Slope(log_factor, self.fits.shapes[index], self.settings.slope_epsilon)
+
+    def _join_gradients(self, rates: dict[int, float], log_scale: float) -> None:
+        """The coupled modes: g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ), where no node of a graph has carried it."""
+        chosen = [(i, w, w.grad) for i, w in self._of(rates) if w.grad is not None and not take_carried(w)]
+        for index, _, gradient in chosen:
+            if gradient.is_sparse:
+                raise InputError(
+                    f"{self.names[index]} has a sparse gradient, which mode={self.settings.mode!r} would fill up; skip "
+                    "it, train it with sparse=False, or use mode='proximal'"
+                )
+        slopes = [self._slope(index, self._log_factor(index) + log_scale) for index, _, _ in chosen]
+        add_slope_([local_part(g) for _, _, g in chosen], [local_part(w) for _, w, _ in chosen], slopes)
+
+    def _step_weights(self, rates: dict[int, float]) -> None:
+        """The modes that step the weights themselves, after the optimizer."""
+        chosen = [(i, w) for i, w in self._of(rates) if w.grad is not None]
+        weights = [local_part(weight) for _, weight in chosen]
+        seed = self.steps << 32  # room for the blocks of one step
+        if self.settings.is_paper:
+            add_slope_(weights, weights, [self._slope(i, self._log_factor(i)) for i, _ in chosen], sign=-1, seed=seed)
+            return
+        epsilon = self.settings.slope_epsilon
+        factors = [min(self._log_factor(i, rates[id(w)]), self.fits.log_largest_factor(i, epsilon)) for i, w in chosen]
+        shrink_(weights, [self._slope(i, factor) for (i, _), factor in zip(chosen, factors)], seed)
 
     def _keep_zeros(self, rates: dict[int, float]) -> None:
         if self._kept_zero is None:
-            self._kept_zero = [weight == 0 for weight in self.weights]
+            self._kept_zero = self._zeros()
         for index, weight in self._of(rates):
-            weight.masked_fill_(self._kept_zero[index], 0.0)
+            local_part(weight).masked_fill_(self._kept_zero[index], 0.0)
+
+    def _zeros(self) -> list[Tensor]:
+        return [local_part(weight.detach()) == 0 for weight in self.weights]
 
     # Fits and bits.
 
@@ -217,7 +238,8 @@ class Regularizer:
         counted = histogram(self._usable(), self.settings.step)
         self._measured = (counted.bits, counted.zeros)
         if self._controller is not None:
-            first = self.fits.first_strength(rates, self.weights, self.settings.slope_epsilon, self._controller.ramp)
+            each = [rates.get(id(weight), 0.0) for weight in self.weights]
+            first = self.fits.first_strength(each, self.settings.slope_epsilon, self._controller.ramp)
             self._strength = self._controller.update(self.steps, counted.bits, first)
 
     def _usable(self) -> list[Tensor]:

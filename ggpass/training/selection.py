@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ggpass.errors import WeightError
 from ggpass.pipeline import Report, Skip
 from ggpass.training.settings import RateSettings
 from ggpass.weights import check_patterns, matches
+
+#: What a step can be computed in and written back to.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ def _reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSet
         return "matches none of only=" + ", ".join(map(repr, settings.only))
     if not parameter.requires_grad:
         return "is frozen (requires_grad is False)"
-    if not parameter.is_floating_point():
-        return f"is {str(parameter.dtype).removeprefix('torch.')}, and only floating weights have a rate"
+    if parameter.dtype not in DTYPES:
+        return f"is {str(parameter.dtype).removeprefix('torch.')}; the rate steps float64 to bfloat16"
     if parameter.dim() < 2 and not set(names) & set(settings.only):
         return "is a vector, as norms and biases are; give its full name in only= to regularize it"
     if parameter.device.type == "meta":

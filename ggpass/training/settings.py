@@ -32,10 +32,10 @@ class RateSettings:
         step: Δ of that grid, in units of weight.
         mode: "proximal": after the optimizer's step, θ ← sign(θ)·max(|θ| − lr·λ·m·ρ'(|θ|), 0): exact zeros appear.
             "coupled": λ·m·ρ'(|θ|)·sign(θ) joins the gradient before the optimizer's step.
-            "paper-coupled": arXiv 2504.16968, Algorithm 1: λ·ν/N·sign(θ)(|θ|+ε)^(ν−1) joins the gradient, ν of each
-            tensor from its moments before every step, N the number of regularized weights.
+            "paper-coupled": arXiv 2504.16968, Algorithm 1: λ·ν/N·sign(θ)(|θ|+ε)^(ν−1) joins the gradient, one ν for
+            all weights, from their pooled moments before every step; N is the number of regularized weights.
             "paper-code": the published decoupled update: after the optimizer's step
-            θ −= λ·ν/N·sign(θ)(|θ|+1)^(ν−1), one ν for all weights, no learning rate.
+            θ −= λ·ν/N·sign(θ)(|θ|+1)^(ν−1), one ν as above, no learning rate.
         shape_max: ν is held at or below this. A fresh layer is uniform and fits ν = 3, whose rate would crush its
             large weights. The paper's modes take ν as it is fitted.
         shape: a fixed ν instead of the fitted one. shape=1, scale=1/ln 2 is proximal L1: θ ← soft(θ, lr·λ).
@@ -73,7 +73,7 @@ class RateSettings:
             raise InputError(f"mode={self.mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
         self._check_numbers()
         self._check_goal()
-        if self.mode.startswith("paper") and (self.shape is not None or self.scale is not None):
+        if self.is_paper and (self.shape is not None or self.scale is not None):
             raise InputError(f"mode={self.mode!r} fits ν itself and has no scale; leave shape= and scale= out")
         if self.refit_every < 1 or (self.total_steps is not None and self.total_steps < 1):
             raise InputError("refit_every and total_steps are counts of optimizer steps, at least 1")
@@ -110,9 +110,9 @@ class RateSettings:
         return 1.0 if self.mode == "paper-code" else self.step
 
     @property
-    def slope_shape_max(self) -> float:
-        """The bound on ν in force: none in the paper's modes."""
-        return math.inf if self.mode.startswith("paper") else self.shape_max
+    def is_paper(self) -> bool:
+        """Whether the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
+        return self.mode.startswith("paper")
 
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ggpass.ggd import SHAPE_RANGE, log_moment_ratio
 from ggpass.training.grid import flat_blocks
+from ggpass.training.sharded import grouped, local_part, reduce_
 
 #: Entries of the table ln ρ -> ln ν. Between two of them the line is off by less than 1e-5 in ln ν.
 TABLE_ENTRIES = 4096
@@ -33,6 +34,12 @@ class Moments:
         """(T,) bool: neither empty, nor all zero, nor NaN or infinity in it."""
         return torch.isfinite(self.second) & (self.second > 0) & (self.first > 0)
 
+    @property
+    def ratio(self) -> Tensor:
+        """(T,) float64, E[θ²]/E[|θ|]², at least 1; 2, the Laplacian's, where there is none."""
+        # ρ ≥ 1 holds for every sample (Cauchy-Schwarz); rounding may miss it by an ulp.
+        return torch.where(self.usable, self.second / self.first.square(), 2.0).clamp(min=1.0)
+
     def pooled(self) -> "Moments":
         """The moments of all usable tensors taken as one; T = 1."""
         keep = self.usable | (self.second == 0)
@@ -47,7 +54,8 @@ class Moments:
 def moments(weights: Sequence[Tensor]) -> Moments:
     """E|θ| and E[θ²] of each tensor; one transfer to the host for each device.
 
-    Blocks are summed pairwise in float32 (float64 where the weight is) and added in float64.
+    Blocks are summed pairwise in float32 (float64 where the weight is) and added in float64. Of a DTensor each rank
+    sums its part, and all get the moments of the whole; every rank must call this.
 
     Args:
         weights: floating, any shapes, dtypes and devices.
@@ -55,19 +63,22 @@ def moments(weights: Sequence[Tensor]) -> Moments:
     sums: dict[torch.device, list[Tensor]] = {}
     places: dict[torch.device, list[int]] = {}
     for index, weight in enumerate(weights):
-        for first, second in map(_block_sums, flat_blocks(weight.detach())):
-            sums.setdefault(weight.device, []).append(torch.stack([first, second]).double())
-            places.setdefault(weight.device, []).append(index)
+        for block in flat_blocks(local_part(weight.detach())):
+            sums.setdefault(block.device, []).append(_block_sums(block))
+            places.setdefault(block.device, []).append(index)
     total = torch.zeros(len(weights), 2, dtype=torch.float64)
     for device, parts in sums.items():
-        total.index_add_(0, torch.tensor(places[device]), torch.stack(parts).cpu())
+        total.index_add_(0, torch.tensor(places[device]), torch.stack(parts).double().cpu())
+    for shards, indices in grouped(weights).items():
+        if shards is not None:
+            total[indices] = reduce_(total[indices], shards)
     counts = torch.tensor([weight.numel() for weight in weights], dtype=torch.float64)
     return Moments(total[:, 0] / counts, total[:, 1] / counts, counts)
 
 
-def _block_sums(block: Tensor) -> tuple[Tensor, Tensor]:
+def _block_sums(block: Tensor) -> Tensor:
     block = block.to(torch.promote_types(block.dtype, torch.float32))
-    return block.abs().sum(), block.square().sum()
+    return torch.stack([block.abs().sum(), block.square().sum()])
 
 
 @functools.cache
