@@ -1,6 +1,6 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
-from ggpass.api import compile, export_onnx, init_, load, lower_onnx, report, save, sizes
+from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, sizes
 from ggpass.artifact import Artifact, Sizes
 from ggpass.errors import (
     FormatError,
@@ -40,6 +40,7 @@ __all__ = [
     "init_",
     "load",
     "lower_onnx",
+    "prepare",
     "report",
     "save",
     "sizes",

@@ -1,5 +1,6 @@
 """The entry points: thin sequences, each readable as a recipe."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -14,10 +15,13 @@ from ggpass.errors import InputError, TargetError, TraceError
 from ggpass.formats import Scheme
 from ggpass.lower_module import lower_module
 from ggpass.lowering import Lowering
-from ggpass.passes import GGInit
+from ggpass.passes import BackSlash, GGInit
 from ggpass.pipeline import Pass, Pipeline, Report
+from ggpass.prepare import PreparedModel, prepare_model
 from ggpass.program import Program
 from ggpass.targets import Target, resolve
+
+logger = logging.getLogger("ggpass")
 
 Carried = TypeVar("Carried")
 
@@ -57,7 +61,8 @@ def compile(
     module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work.
 
     Args:
-        model: any module, float32, bfloat16 or float16. It stays as it is, bit for bit, unless `inplace`.
+        model: any module, float32, bfloat16 or float16. It stays as it is, bit for bit, unless `inplace`. Of what
+            `prepare` returned, the model itself is compiled: training nodes are not for deployment.
         args: example inputs: a tuple, or one tensor.
         kwargs: example keyword inputs.
         target: `format-device`, such as `rf8-cpu`.
@@ -80,6 +85,8 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"compile takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    if isinstance(model, PreparedModel):
+        model = model.model
     if isinstance(args, Mapping):
         raise InputError("args is a tuple of positional inputs; give keyword inputs as kwargs=")
     passes = (passes,) if callable(passes) else tuple(passes)
@@ -260,10 +267,44 @@ def init_(
     try:
         program = Program.trace(model, args, kwargs, dynamic_shapes)
     except TraceError as error:
-        report = step.on_module(model)
-        report.notes.insert(0, f"NOT TRACED, so no activation was seen: {str(error).splitlines()[0]}")
-        return report
+        logger.warning("init_: no activation could be seen, so that ξ = 1 for every weight; %s", error)
+        return step.on_module(model, why=str(error).splitlines()[0])
     return step.on_module(model, program)
+
+
+def prepare(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    passes: Pass | Iterable[Pass | Callable[[Program], Report]] | None = None,
+    dynamic_shapes: Any = None,
+) -> PreparedModel:
+    """Put what passes do in training into a model's training graph, around the caller's own Parameters.
+
+    The model is traced twice, for `train()` and for `eval()`; the passes edit the training graph alone. What comes
+    back trains in any loop: its parameters, buffers and `state_dict` are the model's.
+
+    Args:
+        model: any module; its Parameters and buffers are shared, and its training flags are as before afterwards.
+        args: example inputs: a tuple, or one tensor. Without any, there is no graph: passes act only by `attach`.
+        kwargs: example keyword inputs.
+        passes: run on the training graph; BackSlash(target_bits=2.0) if left out.
+        dynamic_shapes: as `torch.export.export` takes it; None lets the first dimension of every tensor change,
+            wherever the model's code allows it. A size that a graph does not take is traced when it comes.
+
+    Returns:
+        A PreparedModel: `attach(optimizer)`, `bits()`, `status()`, `report`.
+
+    Raises:
+        TraceError: the model cannot be traced; says what broke.
+        WeightError: nothing to regularize, or a pattern that matches nothing.
+        InputError: no module, a prepared or a lowered one, or `dynamic_shapes` without inputs.
+    """
+    if passes is None:
+        passes = BackSlash(target_bits=2.0)
+    args = (args,) if isinstance(args, Tensor) else args
+    return prepare_model(model, args, kwargs, (passes,) if callable(passes) else tuple(passes), dynamic_shapes)
 
 
 def names_of(model: nn.Module) -> dict[int, tuple[str, ...]]:

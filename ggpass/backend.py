@@ -6,31 +6,32 @@ module first (`ggpass.compile(model, target=…)`) and compile the result.
 
 import copy
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._guards import TracingContext, detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ggpass.api import lowering_for
 from ggpass.call_time import CACHE, BiasOf, CodedPart, CodesOf, FloatPart, Recipe
+from ggpass.dynamo import fake_of, parameter_name, source_name
 from ggpass.errors import InputError
 from ggpass.lowering import Lowering, bytes_of
 from ggpass.passes.lower_weights import reason_to_keep as reason_to_keep_float
 from ggpass.passes.lower_weights import replace_use
 from ggpass.passes.merge_linears import join, linear_groups, operands_of, reason_to_keep
 from ggpass.pipeline import Change, Report, Skip
+from ggpass.train_backend import compile_for_training, settings_of, trains
 from ggpass.weights import Weight, group_weights
 
 logger = logging.getLogger("ggpass")
 
-OPTIONS = ("target", "scheme", "only", "skip", "inner", "report")
+OPTIONS = ("target", "scheme", "only", "skip", "inner", "report", "train")
 
 
 def ggpass_backend(
@@ -40,22 +41,32 @@ def ggpass_backend(
     options: dict[str, Any] | None = None,
     mode: str | None = None,
 ) -> Callable[..., Any]:
-    """The Dynamo backend: weights of linear, embedding and convolution become codes, the rest goes to `inner`.
+    """The Dynamo backend: weights become codes, or get rate nodes to train with; the rest goes to `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
         options: `target` (default `rf8-cpu`), `scheme`, `only`, `skip` as `ggpass.compile` takes them; `inner`, the
             backend that compiles the graph around the lowered weights (default `inductor`); `report`, called with the
-            Report of each compiled graph.
+            Report of each compiled graph; `train`, a coupled BackSlash or a mapping of its fields: graphs that compute
+            gradients get rate nodes, the others are lowered where `target` is given, and go to `inner` as they are
+            where it is not.
         mode: not used; torch.compile passes it.
 
     Raises:
-        InputError: an unknown option, or gradients are on and a weight to lower is trainable.
+        InputError: an unknown option; or gradients are on and a weight to lower is trainable, without `train`.
     """
     chosen = dict(options or {})
     unknown = sorted(set(chosen) - set(OPTIONS))
     if unknown:
         raise InputError(f"backend ggpass has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+    if "train" in chosen:
+        settings = settings_of(chosen["train"])
+        if trains(example_inputs):
+            return compile_for_training(
+                graph_module, example_inputs, settings, chosen.get("inner"), chosen.get("report")
+            )
+        if "target" not in chosen:
+            return torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))(graph_module, list(example_inputs))
     _, lowering, notes = lowering_for(
         chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
     )
@@ -68,22 +79,6 @@ def ggpass_backend(
     if "report" in chosen:
         chosen["report"](editor.report)
     return editor.finish(inner)
-
-
-def parameter_name(source: str) -> str:
-    """`L['self']._modules['a']._parameters['weight']` → `a.weight`; other sources as they are."""
-    parts = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", source)
-    return ".".join(parts) or source
-
-
-def fake_of(value: Any, mode: FakeTensorMode) -> Any:
-    """The fake tensor of an argument, with the symbolic sizes that Dynamo chose for it; other values as they are."""
-    if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
-        return value
-    tracing = TracingContext.try_get()
-    context = tracing.tensor_to_context.get(value) if tracing is not None else None
-    source = getattr(context, "tensor_source", None)
-    return mode.from_tensor(value, symbolic_context=context, source=source, trace=context is None)
 
 
 @dataclass
@@ -120,14 +115,9 @@ class GraphEditor:
         self.graph = self.module.graph
         self.inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         self.position = {node: i for i, node in enumerate(self.inputs)}
-        self.names = [parameter_name(self._source_name(n)) for n in placeholders]
+        self.names = [parameter_name(source_name(n)) for n in placeholders]
         self.extras: dict[fx.Node, Extra] = {}
         self.constants: dict[fx.Node, Tensor] = {}
-
-    @staticmethod
-    def _source_name(node: fx.Node) -> str:
-        argument = node.meta.get("grapharg")
-        return argument.source.name if argument is not None else str(node.target)
 
     def lower(self) -> None:
         """Let every use of a weight that can be lowered compute with codes."""

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
-from ggpass.program import Program
+from ggpass.program import Program, owner_of
+from ggpass.training.node import rate_node, ready_nodes
 
 #: The name under which a training graph holds the model whose tensors it reads.
 MODEL = "ggpass_model"
@@ -36,11 +37,22 @@ class TrainingGraph:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
         guards: raises where sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
+        tensors: (module, name in it, tensor) of each weight that carries a rate node.
     """
 
     program: Program
     guards: Callable[..., Any]
     fixed: tuple[str, ...]
+    tensors: tuple[tuple[nn.Module, str, Tensor], ...] = ()
+
+    def live(self) -> bool:
+        """Whether the model still holds the weights whose nodes are in the graph."""
+        return all(module._parameters.get(leaf) is tensor for module, leaf, tensor in self.tensors)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result, its nodes brought up to date first."""
+        ready_nodes([tensor for _, _, tensor in self.tensors])
+        return self.program(*args, **kwargs)
 
     def accepts(self, leaves: list[Any]) -> bool:
         """Whether the trace holds for inputs of these sizes."""
@@ -65,7 +77,7 @@ def trace(
     Raises:
         TraceError: torch.export cannot trace it; says what broke and which form of the rate needs no trace.
     """
-    shapes = _batch_dimensions(args, kwargs) if dynamic_shapes is None else dynamic_shapes
+    shapes = _batch_dimensions(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes
     try:
         with torch.enable_grad():
             exported = torch.export.export(model, args, dict(kwargs), dynamic_shapes=shapes)
@@ -85,13 +97,13 @@ def trace(
     return TrainingGraph(program, guards, fixed)
 
 
-def _batch_dimensions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ShapesCollection:
+def _batch_dimensions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     shapes = torch.export.ShapesCollection()
     for leaf in pytree.tree_leaves((args, dict(kwargs))):
         # torch.export takes sizes of 0 and 1 for constants.
         if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] > 1:
             shapes[leaf] = {0: torch.export.Dim.AUTO}
-    return shapes
+    return shapes.dynamic_shapes(model, args, dict(kwargs))
 
 
 def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
@@ -111,17 +123,27 @@ def _is_fixed(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], int)
 
 
-def read_live(program: Program, model: nn.Module) -> None:
-    """Let the graph read each of the model's tensors from the model itself.
+def bind(graph: TrainingGraph, model: nn.Module) -> None:
+    """Let the graph read each of the model's tensors from the model itself; the last thing done to it.
 
-    So `load_state_dict(assign=True)`, `.to(…)` and whatever else replaces a tensor of the model is seen, and buffers
-    that one graph updates are read by the others. Constants that tracing made stay in the graph.
+    So `load_state_dict` and whatever else replaces a tensor of the model is seen, and buffers that one graph updates
+    are read by the others. Constants that tracing made stay in the graph.
     """
+    program = graph.program
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     reads = [n for n in program.reads() if tensors.get(str(n.target)) is program.weight(str(n.target))]
+    names = [str(_read_of(node).target) for node in program.calls(rate_node)]
+    graph.tensors = tuple((*owner_of(model, name), tensors[name]) for name in names)
     for name in dict.fromkeys(str(node.target) for node in reads):
         program.delete_weight(name)
     program.graph_module.add_module(MODEL, model)
     for node in reads:
         node.target = f"{MODEL}.{node.target}"
     program.graph_module.recompile()
+
+
+def _read_of(node: fx.Node) -> fx.Node:
+    """The read of the weight on whose edge a node lies, seen through other nodes on that edge."""
+    while node.op != "get_attr":
+        node = node.args[0]  # type: ignore[assignment]
+    return node

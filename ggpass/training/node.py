@@ -73,7 +73,7 @@ def rate_node(weight: Tensor, values: Tensor) -> Tensor:
     Returns:
         A view of the weight.
     """
-    result: Tensor = _RateNode.apply(weight, values)  # type: ignore[no-untyped-call]
+    result: Tensor = _RateNode.apply(weight, values)
     return result
 
 
@@ -95,6 +95,11 @@ class NodeState:
     values: Tensor
     carried: bool = False
     feed: "tuple[weakref.WeakMethod[Feeder], int] | None" = None
+
+    @property
+    def fed(self) -> bool:
+        """Whether something alive feeds it."""
+        return self.feed is not None and self.feed[0]() is not None
 
 
 #: Parameter -> NodeState, while the Parameter lives. Compiled graphs are shared by modules: only the tensors of a call
@@ -146,11 +151,12 @@ def ready_nodes(weights: Sequence[Tensor]) -> list[Tensor]:
         if feeder not in rows:
             rows[feeder] = feeder()
         state.carried = True
-        _write(state.values, rows[feeder][state.feed[1]])
+        write_values(state.values, rows[feeder][state.feed[1]])
     return [state.values for state in states]
 
 
-def _write(values: Tensor, row: tuple[float, float, float, float | Tensor]) -> None:
+def write_values(values: Tensor, row: tuple[float, float, float, float | Tensor]) -> None:
+    """Write (ln τ, ν, ε, s) into a node's values, in place."""
     *numbers, scale = row
     if isinstance(scale, Tensor):  # a gradient scaler's, which may live on a device: nothing waits for it
         values[:3].copy_(torch.tensor(numbers, dtype=values.dtype))

@@ -42,7 +42,7 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
     report = Report("BackSlash")
     chosen: list[tuple[str, nn.Parameter]] = []
     for parameter, names in aliases.items():
-        reason = _reason_to_skip(names, parameter, settings)
+        reason = reason_to_skip(names, parameter, settings)
         if reason:
             report.skips.append(Skip(names[0], reason, matrix=parameter.dim() >= 2))
         else:
@@ -53,7 +53,7 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
     return Selection(tuple(n for n, _ in chosen), tuple(p for _, p in chosen), report)
 
 
-def _reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSettings) -> str:
+def reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSettings) -> str:
     for pattern in settings.skip:
         if any(matches(name, pattern) for name in names):
             return f"matches skip={pattern!r}"

@@ -1,0 +1,189 @@
+"""`torch.compile(model, backend="ggpass", options={"train": BackSlash(…)})`: rate nodes in Dynamo's training graph.
+
+The edited graph goes to the inner backend whole, so that AOTAutograd and inductor fuse the rate's slope into the
+backward. What a node reads (λ, ν, α, ε) are arguments of the compiled graph, looked up by the Parameters of each call:
+nothing compiles again when they change, and a second module of the same class has its own.
+"""
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ggpass.dynamo import parameter_name, source_name
+from ggpass.errors import InputError
+from ggpass.passes import BackSlash
+from ggpass.pipeline import Change, Report, Skip
+from ggpass.program import owner_of
+from ggpass.training import Regularizer
+from ggpass.training.node import node_state, node_values, rate_node, ready_nodes, write_values
+from ggpass.training.selection import reason_to_skip
+
+logger = logging.getLogger("ggpass")
+
+
+def settings_of(train: Any) -> BackSlash:
+    """The BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled where it names no mode.
+
+    Raises:
+        InputError: something else, a field that BackSlash does not have, or a mode without nodes.
+    """
+    if isinstance(train, Mapping):
+        try:
+            train = BackSlash(**{"mode": "coupled", **train})
+        except TypeError as error:
+            raise InputError(f"options['train'] holds fields of BackSlash: {error}") from error
+    if not isinstance(train, BackSlash):
+        raise InputError(
+            f"options['train'] is a BackSlash or a mapping of its fields, not {type(train).__name__}; "
+            "{'train': {'strength': 1e-6}} is the least"
+        )
+    if "coupled" not in train.mode:
+        raise InputError(
+            f"mode={train.mode!r} acts after the optimizer's step and puts nothing into a graph: compile without "
+            "'train' and call BackSlash.attach(model, optimizer), or choose mode='coupled'"
+        )
+    return train
+
+
+def trains(example_inputs: Sequence[Any]) -> bool:
+    """Whether a graph with these arguments computes gradients of Parameters."""
+    return torch.is_grad_enabled() and any(isinstance(v, nn.Parameter) and v.requires_grad for v in example_inputs)
+
+
+def compile_for_training(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    settings: BackSlash,
+    inner: Any = None,
+    report: Callable[[Report], Any] | None = None,
+) -> Callable[..., Any]:
+    """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
+
+    Args:
+        graph_module, example_inputs: Dynamo's; the graph is not edited.
+        settings: which weights, and the rate where no Regularizer feeds their nodes.
+        inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
+        report: called with the Report.
+
+    Returns:
+        What Dynamo calls with its arguments.
+    """
+    told = Report("BackSlash")
+    twin = _copy(graph_module)
+    inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
+    names = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    chosen = {}
+    for position, (name, value) in enumerate(zip(names, example_inputs)):
+        if isinstance(value, nn.Parameter) and inputs[position].users:
+            reason = reason_to_skip([name], value, settings)
+            if reason:
+                told.skips.append(Skip(name, reason, matrix=value.dim() >= 2))
+            else:
+                told.changes.append(Change(name, "the rate's gradient joins its own"))
+                chosen[position] = name
+    if settings.has_target:
+        told.notes.append("a target needs the optimizer's steps: the nodes are idle until attach(model, optimizer)")
+    values = _insert(twin, inputs, list(chosen))
+    fake_mode = detect_fake_mode(example_inputs)
+    fakes = [fake_mode.from_tensor(v, static_shapes=True) if fake_mode else v for v in values]
+    if inner is None:
+        inner, note = _default_inner()
+        told.notes += note
+    logger.info("torch.compile backend: %s", told)
+    if report is not None:
+        report(told)
+    compiled = torch._dynamo.lookup_backend(inner)(twin, [*example_inputs, *fakes])
+    return TrainingRunner(compiled, chosen, settings) if chosen else compiled
+
+
+def _copy(source: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose graph can be edited; it carries what AOTAutograd asks of Dynamo's graphs."""
+    twin = fx.GraphModule(source, copy.deepcopy(source.graph))
+    twin.meta.update(source.meta)
+    if hasattr(source, "_param_name_to_source"):
+        twin._param_name_to_source = source._param_name_to_source
+    for node, original in zip(twin.graph.nodes, source.graph.nodes):
+        if hasattr(original, "_dynamo_source"):
+            node._dynamo_source = original._dynamo_source
+    return twin
+
+
+def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int]) -> list[Tensor]:
+    """A new argument and a node that reads it for each weight; returns examples of the arguments."""
+    last, values = inputs[-1], []
+    for position in positions:
+        with module.graph.inserting_after(last):
+            last = module.graph.placeholder(f"ggpass_rate_{position}")
+        last._dynamo_source = None
+        weight = inputs[position]
+        uses = list(weight.users)
+        values.append(last)
+        with module.graph.inserting_before(next(n for n in module.graph.nodes if n.op != "placeholder")):
+            node = module.graph.call_function(rate_node, (weight, last))
+        for use in uses:
+            use.replace_input_with(weight, node)
+    module.recompile()
+    return [node_values() for _ in positions]
+
+
+@functools.cache
+def _default_inner() -> tuple[str, tuple[str, ...]]:
+    """Inductor, or where no C++ compiler is found AOTAutograd without it, said once."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError):
+        note = "no C++ compiler for inductor: the graph runs by aot_eager, correct and not fused; install one, as g++"
+        logger.warning("torch.compile backend: %s", note)
+        return "aot_eager", (note,)
+    return "inductor", ()
+
+
+class TrainingRunner:
+    """Calls the compiled graph with Dynamo's arguments and the values that the nodes of these weights read.
+
+    An attached Regularizer (`BackSlash.attach(model, optimizer)`) feeds the nodes. Where there is none, the fits follow
+    the weights by themselves, every training forward counts as a step, and λ is the constant asked for.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], names: Mapping[int, str], settings: BackSlash) -> None:
+        self.compiled = compiled
+        self.positions = tuple(names)
+        self.names = tuple(names.values())
+        self.settings = settings
+        self.alone: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __call__(self, *args: Any) -> Any:
+        weights = tuple(args[position] for position in self.positions)
+        if not any(node_state(weight).fed for weight in weights):
+            self._feed_alone(weights)
+        return self.compiled(*args, *ready_nodes(weights))
+
+    @torch.no_grad()
+    def _feed_alone(self, weights: tuple[nn.Parameter, ...]) -> None:
+        """Fit, and write the nodes' values; the Regularizer kept here holds no weight between calls."""
+        if self.settings.has_target:
+            return
+        regularizer = self.alone.get(weights[0])
+        if regularizer is None:
+            holder = nn.Module()
+            for name, weight in zip(self.names, weights):
+                module, leaf = owner_of(holder, name)
+                module.register_parameter(leaf, weight)
+            regularizer = Regularizer(holder, replace(self.settings, only=self.names, skip=()))
+            self.alone[weights[0]] = regularizer
+        regularizer.weights = weights
+        for weight, row in zip(weights, regularizer.before_forward()):
+            write_values(node_state(weight).values, row)
+        regularizer.steps += 1
+        regularizer.weights = ()
