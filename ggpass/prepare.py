@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -107,11 +108,16 @@ class PreparedModel(nn.Module):
         self.report.parts.append(report)
         return graph
 
-    def attach(self, *optimizers: Optimizer) -> Regularizer:
+    def attach(self, *optimizers: Optimizer, scaler: GradScaler | None = None, micro_batches: int = 1) -> Regularizer:
         """Start what the passes do beside an optimizer, such as the proximal step; once, ahead of training.
+
+        The two keywords are for the coupled modes, whose nodes add to the gradient of every backward and cannot see
+        by what the loss is multiplied. The proximal modes need neither.
 
         Args:
             optimizers: those that train this model, usually one.
+            scaler: the gradient scaler that the loss goes through, under AMP in float16.
+            micro_batches: k of gradient accumulation, where the loss of each of k micro-batches is divided by k.
 
         Returns:
             The Regularizer of the first pass that has one.
@@ -126,7 +132,7 @@ class PreparedModel(nn.Module):
             raise InputError(
                 "none of the passes acts beside an optimizer; leave attach() out, or prepare with BackSlash"
             )
-        self.regularizers.extend(found)
+        self.regularizers.extend(regularizer.scale_nodes(scaler, micro_batches) for regularizer in found)
         return found[0]
 
     def _attached(self) -> Regularizer:

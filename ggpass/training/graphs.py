@@ -51,7 +51,8 @@ class TrainingGraph:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, its nodes brought up to date first."""
-        ready_nodes([tensor for _, _, tensor in self.tensors])
+        if torch.is_grad_enabled():
+            ready_nodes([tensor for _, _, tensor in self.tensors])
         return self.program(*args, **kwargs)
 
     def accepts(self, leaves: list[Any]) -> bool:

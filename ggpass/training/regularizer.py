@@ -2,18 +2,19 @@
 
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.pipeline import Report
-from ggpass.training.controller import Controller, ramp_steps
+from ggpass.training.controller import Controller, solve
 from ggpass.training.fits import Fits
+from ggpass.training.forecast import forecast
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding, take_carried
 from ggpass.training.proximal import Slope, add_slope_, shrink_
@@ -57,12 +58,12 @@ class Regularizer:
         self.fits = Fits(len(self.weights))
         self._measured = (math.nan, math.nan)
         self._fitted_at = -1
-        #: s of the nodes, by which the caller scales the loss: see `prepare`.
-        self.loss_scale: Callable[[], float | Tensor] = lambda: 1.0
+        self._scaler: GradScaler | None = None
+        self._micro_batches = 1
         self._controller: Controller | None = None
         if settings.has_target:
             target = settings.target_bits or _bits_of_megabytes(model, self, settings.target_megabytes or 0.0)
-            self._controller = Controller(target, ramp_steps(settings.schedule, settings.total_steps))
+            self._controller = Controller(target, settings.schedule.steps(settings.schedule.ramp, settings.total_steps))
         self._strength = settings.strength or 0.0
         self._kept_zero: list[Tensor] | None = None
         self._optimizers: tuple[Optimizer, ...] = ()
@@ -140,8 +141,33 @@ class Regularizer:
         """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
         if self._due() and not self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._refit(self._learning_rates(self._optimizers))
-        scale, epsilon = self.loss_scale(), self.settings.slope_epsilon
+        scale: float | Tensor = 1 / self._micro_batches
+        if self._scaler is not None:
+            # The scaler itself multiplies, on the device, so that nothing waits for it.
+            scale = self._scaler.scale(torch.tensor(scale, device=self.weights[0].device))
+        epsilon = self.settings.slope_epsilon
         return [(self._log_factor(i), self.fits.shapes[i], epsilon, scale) for i in range(len(self.weights))]
+
+    def scale_nodes(self, scaler: GradScaler | None = None, micro_batches: int = 1) -> "Regularizer":
+        """Tell the nodes of training graphs by what the caller multiplies the loss, which they cannot see.
+
+        A step that adds the slope itself, without a graph, needs no telling.
+
+        Args:
+            scaler: the gradient scaler, whose scale is read ahead of each forward.
+            micro_batches: k of gradient accumulation: the slope is added in k backwards, 1/k of it in each, as the
+                loss of each micro-batch is divided by k.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InputError: fewer than one micro-batch.
+        """
+        if micro_batches < 1:
+            raise InputError(f"micro_batches is a count of backwards in a step, at least 1, not {micro_batches!r}")
+        self._scaler, self._micro_batches = scaler, micro_batches
+        return self
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -184,13 +210,13 @@ class Regularizer:
     def _due(self) -> bool:
         if self.steps == self._fitted_at:
             return False
-        return self.steps % self.settings.refit_every == 0 or self.settings.mode == "paper-coupled"
+        return self.steps % self.settings.interval == 0 or self.settings.mode == "paper-coupled"
 
     def _log_factor(self, index: int, rate: float = 1.0) -> float:
         """ln of what multiplies (|θ|+ε)^(ν−1): lr·λ·m·ν/(α^ν ln 2); −∞ where there is nothing to do."""
         schedule, total = self.settings.schedule, self.settings.total_steps
         strength = rate * self.strength * schedule.factor(self.steps, total)
-        return self.fits.log_slope(index) + math.log(strength) if strength > 0 else -math.inf
+        return self.fits.log_slope(index) + _log(strength)
 
     def _slope(self, index: int, log_factor: float) -> Slope:
         return Slope(log_factor, self.fits.shapes[index], self.settings.slope_epsilon)
@@ -238,9 +264,20 @@ class Regularizer:
         counted = histogram(self._usable(), self.settings.step)
         self._measured = (counted.bits, counted.zeros)
         if self._controller is not None:
-            each = [rates.get(id(weight), 0.0) for weight in self.weights]
-            first = self.fits.first_strength(each, self.settings.slope_epsilon, self._controller.ramp)
-            self._strength = self._controller.update(self.steps, counted.bits, first)
+            self._strength = self._lead(self._controller, counted.bits)
+
+    def _lead(self, controller: Controller, bits: float) -> float:
+        """The λ that is forecast to take the bits where the plan wants them at the next measurement."""
+        rates, total = self._learning_rates(self._optimizers), self.settings.total_steps
+        interval = self.settings.interval if total is None else min(self.settings.interval, max(1, total - self.steps))
+        drop = controller.needed_drop(self.steps, self.steps + interval, bits)
+        factor = interval * self.settings.schedule.factor(self.steps, total)
+        chosen = [(i, w) for i, w in self._of(rates) if i not in self.fits.broken and w.grad is not None]
+        slopes = [self._slope(i, self.fits.log_slope(i) + _log(factor * rates[id(w)])) for i, w in chosen]
+        expected = forecast([weight for _, weight in chosen], slopes, self.settings.step)
+        strength = solve(expected.log_drop, drop, expected.largest)
+        controller.expect(bits, expected.log_drop(strength))
+        return strength
 
     def _usable(self) -> list[Tensor]:
         return [weight for index, weight in enumerate(self.weights) if index not in self.fits.broken]
@@ -302,6 +339,10 @@ class Regularizer:
         self._kept_zero, self._fitted_at = None, -1
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _skipped(optimizer: Optimizer) -> bool:
