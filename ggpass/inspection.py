@@ -13,7 +13,7 @@ from ggpass.checkpoint import Checkpoint, TensorInfo
 from ggpass.errors import FormatError, WeightError
 from ggpass.formats import FORMATS, Format, Scheme, quantize
 from ggpass.formats.scheme import row_blocks
-from ggpass.ggd import GGD, fit_moments
+from ggpass.ggd import GGD, Rival, Verdict, best_by_aic, fit_moments, fit_rivals
 
 #: The dtypes of weights that a format can take, by safetensors' names.
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -44,14 +44,21 @@ class WeightFit:
 
     Attributes:
         energy: Σw².
-        ggd: the fitted density; None for zeros only.
+        ggd: the density fitted by moments; None for zeros only.
+        rivals: the likeliest density of each family, as `ggpass.ggd.fit_rivals` gives them; none for zeros only.
         formats: by the format's name.
     """
 
     info: TensorInfo
     energy: float
     ggd: GGD | None
+    rivals: tuple[Rival, ...]
     formats: Mapping[str, FormatFit]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The family that fits best by AIC, and the next; None for zeros only."""
+        return best_by_aic(self.rivals) if self.rivals else None
 
     def sqnr(self, name: str) -> float:
         """10·log10(Σw² / Σ(w − ŵ)²) in dB; infinite where the format is exact."""
@@ -115,6 +122,16 @@ class Inspection:
             return math.nan
         return sqnr_db(sum(f.energy for f in self.weights), sum(f.formats[name].noise for f in self.weights))
 
+    def best_counts(self) -> dict[str, tuple[int, int]]:
+        """For each family of densities, in how many matrices it fits best by AIC, and how many weights they hold."""
+        counts: dict[str, tuple[int, int]] = {}
+        for fit in self.weights:
+            for rival in fit.rivals:
+                matrices, elements = counts.get(rival.name, (0, 0))
+                best = fit.verdict is not None and fit.verdict.best.name == rival.name
+                counts[rival.name] = (matrices + best, elements + best * fit.info.size)
+        return counts
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a number that JSON cannot hold (an infinite SQNR) is None."""
         return {
@@ -125,6 +142,9 @@ class Inspection:
                     "shape_nu": fit.ggd and fit.ggd.shape,
                     "scale_alpha": fit.ggd and fit.ggd.scale,
                     "std": fit.ggd.std if fit.ggd else 0.0,
+                    "best_fit": fit.verdict and fit.verdict.best.name,
+                    "best_fit_margin_bits": fit.verdict and fit.verdict.margin,
+                    "rivals": {rival.name: _rival_dict(rival) for rival in fit.rivals},
                     "formats": {
                         name: {"sqnr_db": _finite(fit.sqnr(name)), "entropy_bits": fit.formats[name].entropy}
                         for name in self.formats
@@ -139,6 +159,10 @@ class Inspection:
                 "weight_bytes": self.weight_bytes,
                 "total_bytes": self.total_bytes,
                 "weight_share": self.weight_share,
+                "best_fits": {
+                    name: {"matrices": matrices, "weights": elements}
+                    for name, (matrices, elements) in self.best_counts().items()
+                },
                 "formats": {
                     name: {"sqnr_db": _finite(self.sqnr(name)), "entropy_bits": _finite(self.entropy(name))}
                     for name in self.formats
@@ -177,7 +201,7 @@ def fit_format(matrix: Tensor, fmt: Format, scheme: Scheme | None = None) -> For
 
 
 def fit_weight(info: TensorInfo, weight: Tensor, formats: Mapping[str, Format] = FORMATS) -> WeightFit:
-    """The GG fit of a weight, and for each format its noise and its codes' histogram.
+    """The GG fit of a weight and its rivals, and for each format its noise and its codes' histogram.
 
     Args:
         weight: two or more dimensions, floating; dimension 0 is taken as the output channels.
@@ -188,11 +212,11 @@ def fit_weight(info: TensorInfo, weight: Tensor, formats: Mapping[str, Format] =
     matrix = weight.flatten(1)
     fits = {name: fit_format(matrix, fmt) for name, fmt in formats.items()}
     try:
-        fitted = fit_moments(weight)
+        fitted, rivals = fit_moments(weight), fit_rivals(weight)
         energy = fitted.std**2 * weight.numel()
     except WeightError:  # zeros only: the formats have refused everything else
-        fitted, energy = None, 0.0
-    return WeightFit(info, energy, fitted, fits)
+        fitted, rivals, energy = None, (), 0.0
+    return WeightFit(info, energy, fitted, rivals, fits)
 
 
 def inspect_checkpoint(
@@ -248,3 +272,13 @@ def _info_dict(info: TensorInfo) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _rival_dict(rival: Rival) -> dict[str, Any]:
+    return {
+        "shape": rival.shape,
+        "scale": rival.scale,
+        "parameters": rival.parameters,
+        "log_likelihood": rival.log_likelihood,
+        "aic": rival.aic,
+    }

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ggpass.checkpoint import Checkpoint
 from ggpass.errors import GgpassError
 from ggpass.formats.scheme import row_blocks
-from ggpass.ggd import GGD
+from ggpass.ggd import GGD, Verdict
 from ggpass.inspection import Inspection
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 RANGE = 6.0
 BINS = 120
 
-BAR, FIT, GAUSSIAN = "#9db8d2", "#b5371f", "#5a5a5a"
+STUDENT_LABEL = "Student-t, where it fits best"
+
+BAR, FIT, GAUSSIAN, STUDENT = "#9db8d2", "#b5371f", "#5a5a5a", "#1f6b3a"
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,24 @@ class Histogram:
     Attributes:
         density: (BINS,) float64; its sum times the width of a bin is 1 − beyond.
         beyond: the share of weights outside.
+        verdict: which family fits best by AIC, if that is known.
     """
 
     name: str
     ggd: GGD
     density: Tensor
     beyond: float
+    verdict: Verdict | None = None
 
 
-def histogram(name: str, weight: Tensor, ggd: GGD) -> Histogram:
+def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = None) -> Histogram:
     """density[b] = #{w : w/σ in bin b} / (#w · width), in blocks of rows.
 
     Args:
         name: what the panel is called.
         weight: (N, K), finite.
         ggd: its fit, for σ and for the curve.
+        verdict: which family fits best; a Student-t that does has its own curve.
     """
     counts = torch.zeros(BINS, dtype=torch.float64)
     blocks = row_blocks(*weight.shape)
@@ -53,7 +58,8 @@ def histogram(name: str, weight: Tensor, ggd: GGD) -> Histogram:
         units = weight[start : start + blocks.step].flatten().double() / ggd.std
         counts += torch.histc(units, BINS, -RANGE, RANGE)
     width = 2 * RANGE / BINS
-    return Histogram(name, ggd, counts / (weight.numel() * width), 1 - counts.sum().item() / weight.numel())
+    beyond = 1 - counts.sum().item() / weight.numel()
+    return Histogram(name, ggd, counts / (weight.numel() * width), beyond, verdict)
 
 
 def largest_histograms(inspection: Inspection, checkpoint: Checkpoint, count: int = 12) -> list[Histogram]:
@@ -67,7 +73,7 @@ def largest_histograms(inspection: Inspection, checkpoint: Checkpoint, count: in
         raise GgpassError(f"{inspection.path} has no weight with a fitted density; leave --plot out")
     chosen = {fit.info.name for fit in sorted(fitted, key=lambda fit: -fit.info.size)[:count]}
     return [
-        histogram(fit.info.name, checkpoint.read(fit.info.name).flatten(1), fit.ggd)
+        histogram(fit.info.name, checkpoint.read(fit.info.name).flatten(1), fit.ggd, fit.verdict)
         for fit in fitted
         if fit.info.name in chosen and fit.ggd
     ]
@@ -80,7 +86,7 @@ def short_name(name: str, width: int = 34) -> str:
 
 
 def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "Figure":
-    """Small multiples of σ·f over w/σ: bars, the fitted GGD, and the Gaussian of the same σ for comparison.
+    """Small multiples of σ·f over w/σ: bars, the fitted GGD, the Gaussian of the same σ, and a better Student-t.
 
     Args:
         histograms: one panel each.
@@ -109,11 +115,18 @@ def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "F
         axis.plot(curve.numpy(), gaussian, color=GAUSSIAN, linestyle=":", linewidth=1.0, label="Gaussian, same σ")
         fitted = GGD(item.ggd.shape, item.ggd.scale / item.ggd.std).density(curve).numpy()
         axis.plot(curve.numpy(), fitted, color=FIT, linewidth=1.3, label="fitted generalized Gaussian")
+        best = item.verdict.best if item.verdict else None
+        if best is not None and best.name == "Student-t":
+            student = (best.log_density(curve * item.ggd.std) + math.log(item.ggd.std)).exp().numpy()
+            axis.plot(curve.numpy(), student, color=STUDENT, linestyle="--", linewidth=1.0, label=STUDENT_LABEL)
         axis.set_title(short_name(item.name), fontsize=8)
         note = f"ν = {item.ggd.shape:.2f}\nσ = {item.ggd.std:.3g}"
         if item.beyond > 0:
             note += f"\n{100 * item.beyond:.1g} % outside"
         axis.text(0.03, 0.95, note, transform=axis.transAxes, fontsize=7.5, va="top")
+        if best is not None:
+            told = f"best fit:\n{best.name}"
+            axis.text(0.97, 0.95, told, transform=axis.transAxes, fontsize=7.5, va="top", ha="right")
         axis.set_xlim(-RANGE, RANGE)
         axis.tick_params(labelsize=8)
     for axis in axes.flat[len(histograms) :]:
@@ -129,15 +142,18 @@ def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "F
         last.tick_params(labelbottom=True)
     figure.supxlabel("weight in units of its deviation, $w/\\sigma$", fontsize=9)
     figure.supylabel("density, $\\sigma f(w)$" + (", logarithmic" if log_y else ""), fontsize=9)
-    by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels())))
-    order = ["weights", "fitted generalized Gaussian", "Gaussian, same σ"]
+    by_label: dict[str, Any] = {}
+    for axis in figure.axes:
+        by_label |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+    order = ["weights", "fitted generalized Gaussian", "Gaussian, same σ", STUDENT_LABEL]
+    order = [label for label in order if label in by_label]
     figure.legend(
         [by_label[label] for label in order],
         order,
         loc="outside upper center",
         title=title,  # not a suptitle: the layout would put the two on top of each other
         title_fontsize=11,
-        ncols=3,
+        ncols=len(order) if len(order) == 3 or columns > 3 else 2,
         fontsize=8.5,
         frameon=False,
     )

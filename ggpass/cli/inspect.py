@@ -14,7 +14,10 @@ from ggpass.render import wrap_name
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ggpass.inspection import Inspection
+    from ggpass.inspection import Inspection, WeightFit
+
+#: How the table names the families of densities.
+SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
 
 
 def inspect_command(
@@ -37,8 +40,10 @@ def inspect_command(
     """Show each weight's fit and what RF8, E4M3 and INT8 make of it.
 
     For every floating tensor of two or more dimensions: the moment fit of a generalized Gaussian (shape ν, where 2 is
-    a Gaussian and 1 a Laplacian; deviation σ), and for each format the signal-to-quantization-noise ratio in dB and
-    the entropy of the codes in bits a weight, each format with its own default scale for every output channel.
+    a Gaussian and 1 a Laplacian; deviation σ); which of Gaussian, Laplace, generalized Gaussian and Student-t fits best
+    by AIC, and by how many thousandths of a bit a weight over the next; and for each format the
+    signal-to-quantization-noise ratio in dB and the entropy of the codes in bits a weight, each format with its own
+    default scale for every output channel.
 
     Rows (dimension 0) are taken as the output channels. A file does not say which weights are transposed, as those of
     Hugging Face's Conv1D (GPT-2) are: there the scales of `ggpass compile` differ from those shown here.
@@ -108,6 +113,34 @@ def _figures(sqnr: float, entropy: float) -> str:
     return f"{'exact' if math.isinf(sqnr) else format(sqnr, '.1f')} {entropy:.2f}"
 
 
+def _best_fit(fit: "WeightFit") -> str:
+    """Which density fits best and by how many thousandths of a bit a weight: t 10, GG 1.0."""
+    verdict = fit.verdict
+    if verdict is None:
+        return "–"
+    margin = 1000 * verdict.margin
+    return f"{SHORT[verdict.best.name]} {margin:.0f}" if margin >= 9.95 else f"{SHORT[verdict.best.name]} {margin:.1f}"
+
+
+def _best_fit_lines(result: "Inspection") -> list[str]:
+    """In how many matrices each density fits best, GG first, and what the column says."""
+    counts = result.best_counts()
+    matrices = sum(number for number, _ in counts.values())
+    if not matrices:
+        return []
+    ranking = sorted(counts.items(), key=lambda item: (item[0] != "GG", -item[1][1]))
+    shares = [
+        (name, number, f"{elements / result.weight_count:.1%}")
+        for name, (number, elements) in ranking
+        if number or name == "GG"
+    ]
+    (_, number, share), *others = shares
+    line = f"GG fits best in {number} of {matrices} matrices ({share} of the weights)"
+    line += "".join(f", {name} in {number} ({share})" for name, number, share in others)
+    families = ", ".join(name if name == short else f"{short} ({name})" for name, short in SHORT.items())
+    return [line, f"best fit: the least AIC of {families}; its lead over the next in 1/1000 bit a weight"]
+
+
 def inspection_table(result: "Inspection", width: int) -> "RenderableType":
     """The table of an inspection and the lines below it, for a terminal of that many columns."""
     from rich.console import Group
@@ -117,27 +150,30 @@ def inspection_table(result: "Inspection", width: int) -> "RenderableType":
 
     dtypes = {fit.info.dtype for fit in result.weights}
     shapes = ["×".join(str(length) for length in fit.info.shape) for fit in result.weights]
+    deviations = [f"{fit.ggd.std:.3g}" if fit.ggd else "0" for fit in result.weights]
+    fits = [_best_fit(fit) for fit in result.weights]
     # The other columns take this much; the names get the rest, in as many lines as they need.
-    fixed = max(map(len, shapes), default=5) + 4 + 7 + 9 * len(result.formats) + 2 * (3 + len(result.formats))
-    fixed += 6 if len(dtypes) > 1 else 0
+    fixed = sum(max(map(len, texts), default=5) + 1 for texts in (shapes, deviations, fits))
+    fixed += 5 + 11 * len(result.formats) + (5 if len(dtypes) > 1 else 0)
     room = max(16, width - fixed)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), show_footer=True, pad_edge=False)
     table.add_column("\nweight", overflow="fold", footer=f"all {len(result.weights)} matrices")
     table.add_column("\nshape", justify="right", no_wrap=True, footer=count(result.weight_count))
     if len(dtypes) > 1:
         table.add_column("\ndtype", no_wrap=True)
     table.add_column("\nν", justify="right", no_wrap=True)
     table.add_column("\nσ", justify="right", no_wrap=True)
+    table.add_column("best\nfit", justify="right", no_wrap=True)
     for name in result.formats:
         footer = _figures(result.sqnr(name), result.entropy(name))
-        table.add_column(f"{name.upper():^8}\n  dB  bit", justify="right", no_wrap=True, footer=footer)
+        table.add_column(f"{name.upper():^8}\n   dB  bit", justify="right", no_wrap=True, footer=footer)
     names = [fit.info.name for fit in result.weights]
     if any(len(name) > room for name in names):
         names = [name.removesuffix(".weight") for name in names]
-    for fit, name, shape in zip(result.weights, names, shapes):
+    for fit, name, shape, deviation, best in zip(result.weights, names, shapes, deviations, fits):
         row = [escape(wrap_name(name, room)), shape]
         row += [fit.info.dtype] if len(dtypes) > 1 else []
-        row += [f"{fit.ggd.shape:.2f}", f"{fit.ggd.std:.3g}"] if fit.ggd else ["zero", "0"]
+        row += [f"{fit.ggd.shape:.2f}" if fit.ggd else "zero", deviation, best]
         row += [_figures(fit.sqnr(form), fit.formats[form].entropy) for form in result.formats]
         table.add_row(*row)
     lines = [
@@ -145,6 +181,7 @@ def inspection_table(result: "Inspection", width: int) -> "RenderableType":
         + (f", all {next(iter(dtypes))}" if len(dtypes) == 1 else "")
         + "; dB is the signal-to-quantization-noise ratio, bit the entropy of the codes a weight"
     ]
+    lines += _best_fit_lines(result)
     if result.vectors:
         total = sum(info.nbytes for info in result.vectors)
         lines.append(f"{many(len(result.vectors), 'vector')} (biases, norms; {size(total)}) left as they are")

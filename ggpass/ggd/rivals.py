@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ggpass.errors import WeightError
+from ggpass.ggd.density import GGD
 from ggpass.ggd.fit import SHAPE_RANGE, fit_moments
 from ggpass.ggd.likelihood import score
 from ggpass.ggd.magnitudes import Magnitudes
 from ggpass.ggd.search import falling_root
-from ggpass.ggd.student import fit_student
+from ggpass.ggd.student import fit_student, student_log_density
 
-#: The generalized Gaussian's name among the rivals.
+#: The names of the two rivals that have a shape.
 GG = "GG"
+STUDENT = "Student-t"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Rival:
     def aic(self) -> float:
         """AIC = 2k − 2 ln L (Akaike 1974); the least is the best."""
         return 2 * self.parameters - 2 * self.log_likelihood
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """ln f(x); the shape of x; float32, or float64 where x is."""
+        if self.name == STUDENT:
+            return student_log_density(x, self.shape or math.nan, self.scale)
+        if self.name == "Gaussian":
+            return GGD(2.0, self.scale * math.sqrt(2)).log_density(x)
+        return GGD(self.shape or 1.0, self.scale).log_density(x)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def fit_rivals(weight: Tensor) -> tuple[Rival, ...]:
         ("Gaussian", rms, None, math.log(rms) + math.log(2 * math.pi * math.e) / 2),
         ("Laplace", first, None, math.log(2 * first) + 1),
         (GG, scale, shape, gg_nats),
-        ("Student-t", width, freedom, student_nats),
+        (STUDENT, width, freedom, student_nats),
     ]
     log_unit = math.log(unit)
     return tuple(Rival(name, s * unit, nu, -count * (nats + log_unit), count) for name, s, nu, nats in found)

@@ -16,7 +16,7 @@ def falling_root(
     """ν with g(ν) = 0, g falling; the bound on the root's side where there is no root between them.
 
     Args:
-        evaluate: ν -> (g, dg/d ln ν); a slope that is not negative makes the next step a bisection.
+        evaluate: ν -> (g, dg/d ln ν); a slope that is not negative sends the search to a bound, or else bisects.
         start: ν > 0, between the bounds.
         bounds: the smallest and the largest ν.
         tolerance: the relative step in ν below which the search ends (its error is then of the order of its square).
@@ -37,9 +37,10 @@ def falling_root(
         aim = at * math.exp(min(max(-value / slope, -50.0), 50.0)) if slope < 0 else math.nan
         if abs(aim / at - 1) < tolerance:
             return min(max(aim, bounds[0]), bounds[1])
-        if aim >= high and not seen_high:
+        lost = math.isnan(aim)
+        if not seen_high and (aim >= high or (lost and value >= 0)):
             aim = high
-        elif aim <= low and not seen_low:
+        elif not seen_low and (aim <= low or (lost and value < 0)):
             aim = low
         elif not low < aim < high:
             aim = math.sqrt(low * high)

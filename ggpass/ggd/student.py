@@ -15,6 +15,13 @@ FREEDOM_RANGE = (0.2, 10000.0)
 MOST_PASSES = 12
 
 
+def student_log_density(x: Tensor, freedom: float, scale: float) -> Tensor:
+    """ln f(x) = ln(Γ((ν+1)/2)/(Γ(ν/2)√(πν)·s)) − (ν+1)/2 · ln(1 + x²/(νs²)); float32, or float64 where x is."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    peak = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi * freedom) / 2
+    return peak - math.log(scale) - (freedom + 1) / 2 * torch.log1p((x / scale).square() / freedom)
+
+
 class _At:
     """The likelihood and its derivatives at (ln s, ν), by w = u/(ν + u), u = (r/s)².
 
