@@ -115,7 +115,7 @@ def test_idx_gives_back_every_value(sizes: list[int], chance: random.Random) -> 
         gzip.compress(b"\x00\x00\x08\x02\x00\x00\x00\x01"),
         make_idx([2, 3], bytes(5)),
         make_idx([2, 3], bytes(7)),
-        make_idx([2], bytes(16), kind=0x0E),
+        make_idx([2], bytes(2), kind=0x0E),
         make_idx([2, 3], bytes(6))[:-9],
     ],
 )
@@ -254,7 +254,9 @@ def test_no_damage_brings_anything_but_a_data_error(data: st.DataObject) -> None
 
 def test_a_damaged_data_base_is_refused() -> None:
     rdx, rdb = base(emma=strings("Emma"), other=strings("x"))
-    far = gzip.compress(stream(named(strings("variables"), named(strings("emma"), integers(-4, 8)), tag=NAMES_AGAIN)))
+    # A place before the first byte, which a slice would count from the end: there lies all of emma.
+    emma = integers(-len(rdb), rdb.index(zlib.compress(stream(strings("x")))) - 4)
+    far = gzip.compress(stream(named(strings("variables"), named(strings("emma"), emma), tag=NAMES_AGAIN)))
     none = gzip.compress(stream(integers(1)))
     for index, content in (
         (b"", rdb), (rdx[:-9], rdb), (rdx + b"x", rdb), (none, rdb), (far, rdb),
@@ -287,6 +289,11 @@ def test_a_text_falls_into_its_parts_line_by_line(seed: int, stretches: int, hel
     longest = max(map(len, lines))
     assert abs(len(parts.held_out) - held_out * len(text)) <= (longest + 1) * stretches
     assert abs(len(parts.test) - test * len(text)) <= (longest + 1) * stretches
+
+
+def test_a_cut_at_the_end_of_a_line_stays_there() -> None:
+    parts = split_text(b"a line\n" * 100, 0.2, 0.1, stretches=1)
+    assert [part.count(b"\n") for part in (parts.train, parts.held_out, parts.test)] == [70, 20, 10]
 
 
 def test_a_text_that_cannot_be_split_is_refused() -> None:
