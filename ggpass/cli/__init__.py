@@ -1,4 +1,4 @@
-"""The command line, `ggpass inspect | compile | pack | export …`; each command is a file here."""
+"""The command line, `ggpass inspect | compile | shape | pack | export …`; each command is a file here."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from ggpass.cli.console import stderr
 from ggpass.cli.export import export_command, lower_onnx_command
 from ggpass.cli.inspect import inspect_command
 from ggpass.cli.pack import pack_command, unpack_command
+from ggpass.cli.shape import shape_command
 from ggpass.cli.targets import targets_command
 from ggpass.errors import GgpassError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect_command)
 app.command("compile")(compile_command)
+app.command("shape")(shape_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 app.command("export")(export_command)

@@ -2,9 +2,18 @@
 
 from ggpass.passes.backslash import BackSlash
 from ggpass.passes.clean_up import CleanUp
+from ggpass.passes.deepshape import DeepShape
 from ggpass.passes.fold_batch_norm import FoldBatchNorm
 from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
 
-__all__ = ["BackSlash", "CleanUp", "FoldBatchNorm", "GGInit", "LowerWeights", "MergeLinears"]
+__all__ = [
+    "BackSlash",
+    "CleanUp",
+    "DeepShape",
+    "FoldBatchNorm",
+    "GGInit",
+    "LowerWeights",
+    "MergeLinears",
+]
