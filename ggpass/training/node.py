@@ -33,7 +33,11 @@ def node_values(
 
 
 class _RateNode(torch.autograd.Function):
-    """A view forward, so that no weight is copied; the backward is differentiable again."""
+    """A view forward, so that no weight is copied.
+
+    Every backward that passes adds the slope. Gradients of gradients by the weights would pass twice and hold it twice,
+    so they are refused; those by the inputs (gradient penalties) pass once, as they should.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
@@ -43,6 +47,7 @@ class _RateNode(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (weight,), gradient = ctx.saved_tensors, gradients[0]
         if gradient.is_sparse:  # rows that a batch did not read are left alone, as sparse optimizers leave them
