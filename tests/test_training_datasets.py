@@ -310,6 +310,14 @@ def test_a_text_that_cannot_be_split_is_refused() -> None:
 
 # WordNet
 
+
+def test_the_classes_stand_in_the_order_of_lexnames() -> None:
+    # Alphabetical, nouns before verbs, after the unique beginners.
+    assert CLASSES[0] == "noun.Tops"
+    assert list(CLASSES[1:]) == sorted(CLASSES[1:])
+    assert [sum(name.startswith(kind) for name in CLASSES) for kind in ("noun.", "verb.")] == [26, 15]
+
+
 LICENSE = b"  1 This software and database is being provided to you\n"
 
 
