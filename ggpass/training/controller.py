@@ -1,63 +1,73 @@
-"""ln λ ← ln λ + kp·Δe + ki·e, e = ln(bits / planned bits): the strength that lands on a target."""
+"""λ from bits: drop(λ) = ln(planned / measured) − growth, the strength that leads measured bits along a plan."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from ggpass.training.schedule import Schedule
+#: The share of a miss that is to be made up by the next measurement; all of it would chase noise.
+CORRECTION = 0.5
 
-#: Gains of the proportional and the integral part, by which e moves ln λ at one measurement.
-PROPORTIONAL = 4.0
-INTEGRAL = 0.5
+#: How fast the observed growth is followed: the weight of the newest interval in its running mean.
+FOLLOW = 0.3
 
-#: |Δ ln λ| at one measurement stays within this.
-LARGEST_MOVE = 0.7
+#: |ln(bits after / bits before)| that λ may bring about from one measurement to the next.
+LARGEST_DROP = 0.2
 
 
 @dataclass
 class Controller:
-    """Holds λ so that measured bits follow a plan from where they start to the target.
+    """Leads the bits from where they are first measured to a target, and holds them there.
+
+    From one measurement to the next, the training itself changes the bits by some factor (they grow: the loss pulls
+    weights out of zero) and the rate shrinks them by a factor that can be forecast for any λ from the weights
+    themselves. What was measured but not forecast is the growth; λ is what undoes the growth and follows the plan.
+    Since the forecast knows the learning rate, the bits are still led while it decays.
 
     Attributes:
         target: bits a weight.
-        ramp: steps that the plan takes.
-        strength: λ as it stands; 0 until the first measurement.
-        start_bits, start_step: the first measurement.
-        last_error: e at the last one.
+        ramp: steps in which the plan goes from the start to the target, by equal factors.
+        start_bits, start_step: the first measurement, and when it was.
+        growth: running mean of ln(bits measured / bits forecast) of an interval.
+        forecast: bits expected at the next measurement but for growth; NaN before the first.
     """
 
     target: float
     ramp: int
-    strength: float = 0.0
     start_bits: float = math.nan
     start_step: int = 0
-    last_error: float = 0.0
+    growth: float = 0.0
+    forecast: float = math.nan
 
     def planned(self, step: int) -> float:
-        """The bits that the plan wants at a step: geometric from the start to the target."""
+        """The bits that the plan wants at a step."""
         done = min(1.0, (step - self.start_step) / max(1, self.ramp))
-        return self.start_bits ** (1 - done) * self.target**done
+        return float(self.start_bits ** (1 - done) * self.target**done)
 
-    def update(self, step: int, bits: float, first_strength: float) -> float:
-        """λ after a measurement of the bits at a step.
+    def needed_drop(self, step: int, next_step: int, bits: float) -> float:
+        """ln of the factor that the rate is to apply to the bits until the next measurement; at most 0.
 
         Args:
             step: optimizer steps so far.
-            bits: measured, a weight.
-            first_strength: λ to begin with, at the first measurement.
+            next_step: when the bits are measured next.
+            bits: measured now, a weight.
         """
-        bits = max(bits, 1e-6)
         if math.isnan(self.start_bits):
-            self.start_bits, self.start_step, self.strength = max(bits, self.target), step, first_strength
-            return self.strength
-        error = math.log(bits / self.planned(step))
-        move = PROPORTIONAL * (error - self.last_error) + INTEGRAL * error
-        self.last_error = error
-        self.strength *= math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
-        return self.strength
+            self.start_bits, self.start_step = max(bits, self.target), step
+        elif bits > 0 and self.forecast > 0:
+            self.growth += FOLLOW * (math.log(bits / self.forecast) - self.growth)
+        if bits <= 0:
+            return 0.0
+        now, then = self.planned(step), self.planned(next_step)
+        drop = math.log(then / now) + CORRECTION * math.log(now / bits) - self.growth
+        return max(-LARGEST_DROP, min(0.0, drop))
+
+    def expect(self, bits: float, drop: float) -> None:
+        """Note what the chosen λ is forecast to do: bits·e^drop at the next measurement."""
+        self.forecast = bits * math.exp(drop)
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers."""
-        return {name: getattr(self, name) for name in ("strength", "start_bits", "start_step", "last_error")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("target", "ramp")}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from `state_dict()`."""
@@ -65,6 +75,31 @@ class Controller:
             setattr(self, name, value)
 
 
-def ramp_steps(schedule: Schedule, total_steps: int | None) -> int:
-    """The steps between the first measurement and the target."""
-    return max(1, schedule.steps(schedule.ramp, total_steps))
+def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> float:
+    """λ in [0, largest] with drop_of(λ) = drop, by regula falsi in the Illinois form.
+
+    Args:
+        drop_of: falls from 0 at λ = 0.
+        drop: at most 0.
+        largest: taken where even its drop is too small.
+
+    Returns:
+        λ whose drop misses the wanted one by at most 2 % of it; the best bracket's end where 12 tries are not enough.
+    """
+    if drop >= 0 or largest <= 0:
+        return 0.0
+    low, high = 0.0, largest
+    below, above = -drop, drop_of(largest) - drop
+    if above >= 0:
+        return largest
+    middle = high
+    for _ in range(12):
+        middle = (low * above - high * below) / (above - below)
+        miss = drop_of(middle) - drop
+        if abs(miss) <= 0.02 * -drop:
+            break
+        if miss > 0:
+            low, below, above = middle, miss, above / 2
+        else:
+            high, above, below = middle, miss, below / 2
+    return middle

@@ -74,22 +74,6 @@ class Fits:
             return -math.inf
         return math.log(LARGEST_SHARE * deviation) - (self.shapes[index] - 1) * math.log(deviation + epsilon)
 
-    def first_strength(self, rates: Sequence[float], epsilon: float, ramp: int) -> float:
-        """A λ to begin with: unopposed for the whole ramp it would move a weight of size σ by σ/10, in the median.
-
-        Args:
-            rates: the learning rate of each tensor; 0 where no optimizer steps it.
-            epsilon: ε of the slope.
-            ramp: steps.
-        """
-        guesses = sorted(
-            # The first two are ln of the lr·λ that moves a weight of size σ by LARGEST_SHARE·σ in one step.
-            self.log_largest_factor(index, epsilon) - self.log_slope(index) - math.log(rate * ramp)
-            for index, rate in enumerate(rates)
-            if rate > 0 and not math.isnan(self.scales[index])
-        )
-        return 0.1 / LARGEST_SHARE * math.exp(guesses[len(guesses) // 2]) if guesses else 0.0
-
     def as_tensor(self) -> Tensor:
         """(T, 3) float64: ν, α, σ."""
         return torch.tensor([self.shapes, self.scales, self.deviations], dtype=torch.float64).T.contiguous()

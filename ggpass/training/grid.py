@@ -129,15 +129,10 @@ class _Counts:
         """The counts of all ranks that hold the shards."""
         empty = torch.zeros(0, dtype=torch.int64)
         values, counts = torch.cat([empty, *self.values]), torch.cat([empty, *self.counts])
-        longest, bad = reduce_(torch.tensor([len(values), int(self.bad)]), shards, lambda op: op.MAX).tolist()
         joined = _Counts()
-        joined.bad = bool(bad)
+        joined.bad = bool(reduce_(torch.tensor([int(self.bad)]), shards))
         joined.table = reduce_(self.table, shards)
-        if longest:
-            # A rank with fewer symbols fills up with a symbol that it counts 0 times.
-            fill = (0, longest - len(values))
-            padded = (torch.nn.functional.pad(values, fill), torch.nn.functional.pad(counts, fill))
-            joined.append(gather(padded[0], shards), gather(padded[1], shards))
+        joined.append(gather(values, shards), gather(counts, shards))
         return joined
 
     def result(self) -> GridHistogram:

@@ -105,6 +105,13 @@ def add_slope_(
         _subtract(batch, steps, seed + number)
 
 
+def slope_of(weight: Tensor, slope: Slope) -> Tensor:
+    """τ·(|θ| + ε)^(ν−1) of each weight: the same shape, float32 or float64."""
+    if slope.log_factor == -math.inf:
+        return torch.zeros_like(weight)
+    return _Batch(weights=[_wide(weight.detach())], slopes=[slope]).values()[0]
+
+
 def _subtract(batch: _Batch, steps: list[Tensor], seed: int) -> None:
     """target ← wide − step, rounded where the target is narrower."""
     torch._foreach_sub_(batch.weights, steps)

@@ -25,8 +25,8 @@ class RateSettings:
         strength: λ, in loss per bit. One step of the proximal mode shrinks a weight by lr·λ·m(t)·ρ'(|θ|). In the
             paper's modes it is their λ (2000 in the published code).
         target_bits: zero-order entropy to reach, in bits a weight, pooled over all regularized weights on the grid
-            `step`; λ then follows by itself. Exactly one of strength, target_bits, target_megabytes is given, or none
-            with mode="paper-code".
+            `step`; λ of the proximal mode then follows by itself. Exactly one of strength, target_bits and
+            target_megabytes is given, or none with mode="paper-code".
         target_megabytes: the same as a size of the whole model in 10^6 bytes: regularized weights at their entropy,
             every other tensor as it is.
         step: Δ of that grid, in units of weight.
@@ -41,7 +41,8 @@ class RateSettings:
         shape: a fixed ν instead of the fitted one. shape=1, scale=1/ln 2 is proximal L1: θ ← soft(θ, lr·λ).
         scale: a fixed α, in units of weight, instead of the fitted one.
         epsilon: ε > 0 in the slope, in units of weight; None: `step` (in "paper-coupled" too), and 1 in "paper-code".
-        refit_every: optimizer steps between fits of ν and α, measurements of the bits, and moves of λ.
+        refit_every: optimizer steps between fits of ν and α, measurements of the bits, and moves of λ; None: 20, or a
+            hundredth of total_steps where that is less.
         schedule: warm-up, ramp and fine-tune tail.
         total_steps: optimizer steps in the whole training; shares in the schedule need it, and a target lands better.
         only: patterns; where there are any, a weight must match one. A shell pattern on its name, or a module's name.
@@ -60,7 +61,7 @@ class RateSettings:
     shape: float | None = None
     scale: float | None = None
     epsilon: float | None = None
-    refit_every: int = 20
+    refit_every: int | None = None
     schedule: Schedule = field(default_factory=Schedule)
     total_steps: int | None = None
     only: tuple[str, ...] = ()
@@ -75,8 +76,10 @@ class RateSettings:
         self._check_goal()
         if self.is_paper and (self.shape is not None or self.scale is not None):
             raise InputError(f"mode={self.mode!r} fits ν itself and has no scale; leave shape= and scale= out")
-        if self.refit_every < 1 or (self.total_steps is not None and self.total_steps < 1):
-            raise InputError("refit_every and total_steps are counts of optimizer steps, at least 1")
+        for name in ("refit_every", "total_steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} is a count of optimizer steps, at least 1, not {value!r}")
         self.schedule.check(self.total_steps)
 
     def _check_numbers(self) -> None:
@@ -96,6 +99,16 @@ class RateSettings:
         elif len(goals) != 1:
             given = " and ".join(goals) or "none"
             raise InputError(f"give exactly one of strength, target_bits and target_megabytes; {given} given")
+        elif self.strength is None and self.mode != "proximal":
+            raise InputError(
+                f"{goals[0]} is led by the proximal step, whose bits can be forecast; give strength= with "
+                f"mode={self.mode!r}, or leave mode out"
+            )
+
+    @property
+    def interval(self) -> int:
+        """Optimizer steps between fits: `refit_every`, or what stands for None."""
+        return self.refit_every or min(20, max(1, (self.total_steps or 2000) // 100))
 
     @property
     def has_target(self) -> bool:

@@ -1,7 +1,8 @@
 """Σ over ranks: the sums of a tensor that is sharded over a device mesh (DTensor), from each rank's part."""
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,26 +40,42 @@ def grouped(tensors: Sequence[Tensor]) -> dict[Shards | None, list[int]]:
     return groups
 
 
-def reduce_(values: Tensor, shards: Shards, how: Callable[[Any], Any] | None = None) -> Tensor:
-    """The sum of `values` over the ranks that hold the shards, or what `how` picks from ReduceOp; on its own device."""
+def reduce_(values: Tensor, shards: Shards) -> Tensor:
+    """The sum of `values` over the ranks that hold the shards."""
     import torch.distributed as dist
 
     mesh, dimensions = shards
     moved = values.to(mesh.device_type)
     for dimension in dimensions:
-        dist.all_reduce(moved, op=how(dist.ReduceOp) if how else dist.ReduceOp.SUM, group=mesh.get_group(dimension))
+        dist.all_reduce(moved, group=mesh.get_group(dimension))
     return moved.to(values.device)
 
 
+def offset_of(tensor: Tensor) -> int:
+    """Where this rank's part begins in the flattened tensor, for one sharded along its first dimension; else 0."""
+    shards = shards_of(tensor)
+    if shards is None:
+        return 0
+    mesh, dimensions = shards
+    if len(dimensions) > 1 or not tensor.placements[dimensions[0]].is_shard(0):  # type: ignore[attr-defined]
+        return 0
+    # As torch.chunk splits: equal parts rounded up, what is left in the last ones.
+    rows = min(tensor.shape[0], -(-tensor.shape[0] // mesh.size(dimensions[0])) * mesh.get_local_rank(dimensions[0]))
+    return rows * math.prod(tensor.shape[1:])
+
+
 def gather(values: Tensor, shards: Shards) -> Tensor:
-    """The 1-D tensors of all ranks that hold the shards, one after the other; they have one length."""
+    """The 1-D tensors of all ranks that hold the shards, of any lengths, one after the other."""
     import torch.distributed as dist
 
     mesh, dimensions = shards
     moved = values.to(mesh.device_type)
     for dimension in dimensions:
         group = mesh.get_group(dimension)
-        parts = [torch.empty_like(moved) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, moved, group=group)
-        moved = torch.cat(parts)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=moved.device) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(lengths, torch.tensor([moved.numel()], device=moved.device), group=group)
+        longest = max(int(length) for length in lengths)
+        parts = [moved.new_empty(longest) for _ in lengths]
+        dist.all_gather(parts, torch.nn.functional.pad(moved, (0, longest - moved.numel())), group=group)
+        moved = torch.cat([part[: int(length)] for part, length in zip(parts, lengths)])
     return moved.to(values.device)
