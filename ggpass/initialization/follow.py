@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ggpass.initialization.gain import gain_of, points
+from ggpass.initialization.gain import gain_of, is_linear, points
 from ggpass.initialization.packets import KEEPERS, MOVERS, POINTWISE, packet_of
 from ggpass.program import Program
 
@@ -64,13 +64,18 @@ def activations_after(program: Program, start: fx.Node, order: Mapping[fx.Node, 
     return list(found.values())
 
 
+#: Operators too common to name a function by.
+_PLAIN = ("add", "sub", "mul", "div")
+
+
 def _describe(value: _Value, end: fx.Node) -> Activation:
-    gain = gain_of(value.grid)
-    words = [w for w in dict.fromkeys(value.words) if w not in ("add", "sub", "mul", "div")] or list(value.words[:1])
-    if bool(torch.equal(value.grid, points())) or not words:
+    words = [w for w in dict.fromkeys(value.words) if w not in _PLAIN]
+    if not words and is_linear(value.grid):
         name = packet_of(end)
         return Activation(1.0, f"linear into {_ENDS.get(name, name)}")
+    words = words or list(dict.fromkeys(value.words))
     text = words[0] if len(words) == 1 else "a function of " + ", ".join(words)
+    gain = gain_of(value.grid)
     if gain is None:
         return Activation(1.0, f"{text} after it, which no gain brings to unit power")
     return Activation(gain, f"{text} after it")

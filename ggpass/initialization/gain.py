@@ -32,6 +32,12 @@ def _slopes(values: Tensor) -> tuple[float, float] | None:
     return (high, low) if bool(((values - expected).abs() <= near).all()) else None
 
 
+def is_linear(values: Tensor) -> bool:
+    """Whether f(u) = a·u, given f at `points()`."""
+    slopes = _slopes(values)
+    return slopes is not None and abs(slopes[0] - slopes[1]) <= 1e-6 * abs(slopes[0])
+
+
 def gain_of(values: Tensor) -> float | None:
     """ξ with E[f(√ξ·z)²] = 1 for z ~ N(0, 1).
 

@@ -64,8 +64,10 @@ def _read(
             continue
         uses += _with_gains(use, program, user, order)
     if not uses:
-        words = ", ".join(dict.fromkeys(others)) or "nothing"
-        return Reading(tuple(names), tensor, reason=f"used by {words}, which is no operator that has a rule")
+        reason = "the graph does not use it"
+        if others:
+            reason = f"used by {', '.join(dict.fromkeys(others))}, for which there is no rule"
+        return Reading(tuple(names), tensor, reason=reason)
     return Reading(tuple(names), tensor, tuple(uses))
 
 

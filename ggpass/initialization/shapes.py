@@ -29,7 +29,10 @@ def check_shape(value: float, of: str) -> float:
     """
     low, high = DRAWN_SHAPES
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise WeightError(f"the shape ν {of} is a number from {low} to {high:g}, not {value!r}; 2 is the Gaussian")
+        raise WeightError(
+            f"the shape ν {of} is a number from {low} to {high:g} (2 is the Gaussian), not {value!r}; shape= takes "
+            "one, {pattern: ν}, 'auto' or 'like:FILE'"
+        )
     return float(value)
 
 
@@ -86,9 +89,9 @@ class CheckpointShapes:
 
 def group_of_name(name: str, dimensions: int) -> Group:
     """The kind of operator behind a tensor of a checkpoint, which has names and shapes only."""
-    if re.search(r"embed|(^|\.)(wte|wpe|shared)\.", name):
-        return Group.EMBEDDING
-    return Group.LINEAR if dimensions == 2 else Group.CONV
+    if dimensions != 2:
+        return Group.CONV
+    return Group.EMBEDDING if re.search(r"embed|(^|\.)(wte|wpe|shared)\.", name) else Group.LINEAR
 
 
 def is_like(shape: object) -> bool:

@@ -47,9 +47,10 @@ def kept_ratios(siblings: Sequence[Sibling]) -> dict[str, float]:
     GPT-2 draws the last linear of each residual branch with 0.02/√(2L), T5 its queries with (d·d_kv)^−½ where all
     others have d^−½; a rule of fans alone would lose that.
 
-    1. The base is the largest value that a third of the siblings or more have, in the first law in which there is
-       one: this module's own rule √(ξ/n) (so that a second call changes nothing), one σ for all (BERT, GPT, Llama),
-       then σ·√fan_in, σ·√(fan_in + fan_out), σ·√fan_out by the number of weights that have it.
+    1. The base is the largest value that a third of the siblings or more have, under the law that they follow: this
+       module's own rule √(ξ/n) where a third or more are at it and none above (so that a second call changes
+       nothing), else the one that needs the fewest different values of: one σ for all (BERT, GPT, Llama), σ·√fan_in,
+       σ·√(fan_in + fan_out), σ·√fan_out.
     2. A weight below DISTINCT × base, whatever the sampling errors, was made smaller, unless a base weight and one of
        the laws predict its σ (torch's default gives four times the fan half the σ, with no intention behind it).
     3. Such a predicted weight counts all the same where others that no law explains have the same ratio: in GPT-2 of
@@ -58,26 +59,16 @@ def kept_ratios(siblings: Sequence[Sibling]) -> dict[str, float]:
     Args:
         siblings: the weights of one kind of operator.
     """
-    own = [w.std / w.target for w in siblings]
-    base = _largest_shared(siblings, own)
-    if base is None or not _same(own[base], 1.0, siblings[base], siblings[base]):
-        values = [w.std for w in siblings]
-        base = _largest_shared(siblings, values)
-        if base is None:
-            by_law = [[w.std / law(w) for w in siblings] for law in LAWS[1:]]
-            bases = [(found, law) for law in by_law if (found := _largest_shared(siblings, law)) is not None]
-            if not bases:
-                return {}
-            base, values = max(bases, key=lambda pair: len(_cluster(siblings, pair[1], pair[0])))
-    else:
-        values = own
-    cluster = _cluster(siblings, values, base)
+    found = _base(siblings)
+    if found is None:
+        return {}
+    values, cluster = found
     level, error = _pooled(siblings, values, cluster)
     smaller: dict[str, float] = {}
     for w, value in zip(siblings, values):
         ratio, off = value / level, math.hypot(error_of_std(w.count), error)
         if ratio * (1 + 4 * off) < DISTINCT:
-            smaller[w.name] = shortest(ratio, 4 * ratio * off)
+            smaller[w.name] = shortest(ratio, off)
     by_name = {w.name: w for w in siblings}
     members = [siblings[i] for i in cluster]
     plain = {name: ratio for name, ratio in smaller.items() if not _explained(by_name[name], members)}
@@ -88,19 +79,46 @@ def kept_ratios(siblings: Sequence[Sibling]) -> dict[str, float]:
     }
 
 
+def _base(siblings: Sequence[Sibling]) -> tuple[list[float], list[int]] | None:
+    """What each weight has under the law that the siblings follow, and which of them are the base."""
+    own = [w.std / w.target for w in siblings]
+    at_rule = [i for i, w in enumerate(siblings) if _same(own[i], 1.0, w, w)]
+    above = any(own[i] > 1 and i not in at_rule for i in range(len(own)))
+    if len(at_rule) >= _least(siblings) and not above:
+        return own, at_rule
+    by_law = [[w.std / law(w) for w in siblings] for law in LAWS]
+    bases = [(values, _largest_shared(siblings, values)) for values in by_law]
+    # The law that needs the fewest different values to tell all of them; min takes the first of equals.
+    return min((b for b in bases if b[1]), key=lambda b: _different(siblings, b[0]), default=None)
+
+
+def _different(siblings: Sequence[Sibling], values: Sequence[float]) -> int:
+    """How many different values there are, those counted as one that are the same but for sampling."""
+    left = list(range(len(values)))
+    count = 0
+    while left:
+        near = _cluster(siblings, values, left[0])
+        left = [i for i in left if i not in near]
+        count += 1
+    return count
+
+
 def error_of_std(count: int) -> float:
     """1/√(2N): the relative deviation of a σ that was measured on N Gaussian values."""
     return (2 * count) ** -0.5
 
 
-def shortest(value: float, tolerance: float) -> float:
-    """The decimal of fewest digits within `tolerance` of a positive number.
+def shortest(value: float, error: float) -> float:
+    """The decimal of fewest digits within two deviations of a positive number, and never further off than 5 %.
 
-    A measured σ is known no better; what the initializer was written with (0.02, 1) is found again, so that the
-    result hangs neither on the random numbers that it drew nor on how often `init_` is called.
+    A measured σ is known no better; what the initializer was written with (0.02, 1) is mostly found again, so that
+    the result hangs neither on the random numbers that it drew nor on how often `init_` is called.
+
+    Args:
+        error: the relative deviation of `value`.
     """
     rounded = (float(f"{value:.{digits}e}") for digits in range(17))
-    return next((r for r in rounded if abs(r - value) <= tolerance), value)
+    return next((r for r in rounded if abs(r / value - 1) <= min(2 * error, 0.05)), value)
 
 
 def _pooled(siblings: Sequence[Sibling], values: Sequence[float], cluster: Sequence[int]) -> tuple[float, float]:
@@ -119,11 +137,15 @@ def _cluster(siblings: Sequence[Sibling], values: Sequence[float], center: int) 
     return [i for i, v in enumerate(values) if _same(v, values[center], siblings[i], siblings[center])]
 
 
-def _largest_shared(siblings: Sequence[Sibling], values: Sequence[float]) -> int | None:
-    """The weight with the largest value that SHARE of the siblings, and at least two, have; None without any."""
-    least = max(2, math.ceil(SHARE * len(siblings)))
-    shared = [i for i in range(len(values)) if len(_cluster(siblings, values, i)) >= least]
-    return max(shared, key=lambda i: values[i], default=None)
+def _least(siblings: Sequence[Sibling]) -> int:
+    """How many weights must share a value for it to be a base: SHARE of them, and at least two."""
+    return max(2, math.ceil(SHARE * len(siblings)))
+
+
+def _largest_shared(siblings: Sequence[Sibling], values: Sequence[float]) -> list[int]:
+    """The weights that have the largest value that enough of the siblings share; none without any."""
+    clusters = (_cluster(siblings, values, i) for i in sorted(range(len(values)), key=lambda i: -values[i]))
+    return next((cluster for cluster in clusters if len(cluster) >= _least(siblings)), [])
 
 
 def _explained(w: Sibling, members: Sequence[Sibling]) -> bool:

@@ -102,29 +102,20 @@ class GGInit:
         """Draw every weight that the graph uses."""
         return self._run(read_graph(program), program)
 
-    def on_module(self, model: nn.Module, program: Program | None = None) -> Report:
+    def on_module(self, model: nn.Module, program: Program | None = None, why: str = "no example inputs") -> Report:
         """Draw a module's weights in place.
 
         Args:
             model: the module.
             program: its trace, whose tensors are the module's own; without one ξ = 1 for all.
+            why: there is no trace, for the report.
         """
-        readings = {id(r.tensor): r for r in read_modules(model)}
-        note = "no example inputs: ξ = 1 for every weight, whatever activation follows"
+        readings = read_modules(model)
         if program is not None:
-            note = ""
-            for key, reading in readings.items():
-                why = "the example inputs do not reach it"
-                readings[key] = replace(reading, uses=tuple(replace(u, why=why) for u in reading.uses))
-            for reading in read_graph(program):
-                known = readings.get(id(reading.tensor))
-                if known is not None and known.uses and not reading.uses:
-                    uses = tuple(replace(use, why=reading.reason) for use in known.uses)
-                    readings[id(reading.tensor)] = replace(known, uses=uses)
-                elif known is not None:
-                    readings[id(reading.tensor)] = replace(reading, names=known.names)
-        report = self._run(list(readings.values()), None)
-        report.notes += [note] if note else []
+            readings = _joined(readings, read_graph(program))
+        report = self._run(readings, None)
+        if program is None:
+            report.notes.append(f"{why}: ξ = 1 for every weight, whatever activation follows it")
         return report
 
     def _run(self, readings: list[Reading], program: Program | None) -> Report:
@@ -158,7 +149,7 @@ class GGInit:
         shape, source = self._shape_of(reading, use)
         std = ratio * use.variance**0.5
         if use.group is Group.EMBEDDING:
-            std = shortest(before, 4 * before * error_of_std(reading.tensor.numel()))
+            std = shortest(before, error_of_std(reading.tensor.numel()))
         return Planned(reading, use, before, std, ratio, shape, source)
 
     def _shape_of(self, reading: Reading, use: Use) -> tuple[float, str]:
@@ -216,6 +207,20 @@ class GGInit:
         for name in plan.reading.names:
             module, leaf = owner_of(program.graph_module, name)
             module._parameters[leaf] = parameter
+
+
+def _joined(modules: list[Reading], graph: list[Reading]) -> list[Reading]:
+    """What the graph knows of each weight of a module; what the module itself knows where the graph has no rule."""
+    traced = {id(reading.tensor): reading for reading in graph}
+    joined = []
+    for known in modules:
+        found = traced.get(id(known.tensor))
+        if found is not None and (found.uses or not known.uses):
+            joined.append(replace(found, names=known.names))
+        else:
+            why = found.reason if found is not None else "the example inputs do not reach it"
+            joined.append(replace(known, uses=tuple(replace(use, why=why) for use in known.uses)))
+    return joined
 
 
 def _without_padding(reading: Reading, use: Use) -> Tensor:
