@@ -17,7 +17,7 @@ from ggpass.lower_module import lower_module
 from ggpass.lowering import Lowering
 from ggpass.passes import BackSlash, GGInit
 from ggpass.pipeline import Pass, Pipeline, Report
-from ggpass.prepare import PreparedModel, prepare_model
+from ggpass.prepared import PreparedModel, prepare_model
 from ggpass.program import Program
 from ggpass.targets import Target, resolve
 
@@ -267,8 +267,9 @@ def init_(
     try:
         program = Program.trace(model, args, kwargs, dynamic_shapes)
     except TraceError as error:
-        logger.warning("init_: no activation could be seen, so that ξ = 1 for every weight; %s", error)
-        return step.on_module(model, why=str(error).splitlines()[0])
+        why = str(error).splitlines()[0]
+        logger.warning("init_ takes ξ = 1 for every weight: %s", why)
+        return step.on_module(model, why=why)
     return step.on_module(model, program)
 
 
