@@ -35,7 +35,7 @@ LEVELS = {
     "plot": 4,
     "lower_module": 4,
     "passes": 4,
-    "prepare": 5,
+    "prepared": 5,
     "artifact": 4,
     "onnxruntime": 4,
     "onnx": 5,

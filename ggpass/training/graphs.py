@@ -1,12 +1,12 @@
 """Training graphs: a model traced with the training flags it has, reading the model's own tensors at every call."""
 
-import gc
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
@@ -92,8 +92,6 @@ def trace(
         ) from error
     guards = _take_guards(module)
     program = Program(module)
-    del exported
-    gc.collect()  # tracing leaves megabytes in reference cycles
     fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
     return TrainingGraph(program, guards, fixed)
 
@@ -121,7 +119,7 @@ def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
 
 def _is_fixed(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], int)
+    return isinstance(value, Tensor) and value.dim() > 0 and is_concrete_int(value.shape[0])
 
 
 def bind(graph: TrainingGraph, model: nn.Module) -> None:
