@@ -10,6 +10,9 @@ CORRECTION = 0.5
 #: How fast the observed growth is followed: the weight of the newest interval in its running mean.
 FOLLOW = 0.3
 
+#: A miss of the target by this share is nothing to tell.
+TOLERANCE = 0.03
+
 #: |ln(bits after / bits before)| that λ may bring about from one measurement to the next.
 LARGEST_DROP = 0.2
 
@@ -29,6 +32,7 @@ class Controller:
         start_bits, start_step: the first measurement, and when it was.
         growth: running mean of ln(bits measured / bits forecast) of an interval.
         forecast: bits expected at the next measurement but for growth; NaN before the first.
+        told: whether it was said that the target needs no rate.
     """
 
     target: float
@@ -37,6 +41,7 @@ class Controller:
     start_step: int = 0
     growth: float = 0.0
     forecast: float = math.nan
+    told: bool = False
 
     def planned(self, step: int) -> float:
         """The bits that the plan wants at a step."""
@@ -64,6 +69,16 @@ class Controller:
     def expect(self, bits: float, drop: float) -> None:
         """Note what the chosen λ is forecast to do: bits·e^drop at the next measurement."""
         self.forecast = bits * math.exp(drop)
+
+    def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
+        """Whether the plan has ended and the bits are below the target with λ = 0; true once at most."""
+        surplus = step >= self.start_step + self.ramp and strength == 0 and bits < (1 - TOLERANCE) * self.target
+        self.told, first = self.told or surplus, not self.told
+        return surplus and first
+
+    def surplus(self, bits: float) -> str:
+        """What to tell where the target needs no rate."""
+        return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers."""

@@ -80,4 +80,5 @@ def forecast(weights: Sequence[Tensor], slopes: Sequence[Slope], step: float) ->
     """
     samples = sample_of(weights)
     shrinkages = [slope_of(sample, slope) for sample, slope in zip(samples, slopes)]
-    return Forecast(torch.cat(samples), torch.cat(shrinkages), step)
+    empty = torch.zeros(0)
+    return Forecast(torch.cat([empty, *samples]), torch.cat([empty, *shrinkages]), step)

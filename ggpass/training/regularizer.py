@@ -17,8 +17,9 @@ from ggpass.training.fits import Fits
 from ggpass.training.forecast import forecast
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding, take_carried
+from ggpass.training.optimizers import gradient_scale, has_closure, learning_rates, skipped
 from ggpass.training.proximal import Slope, add_slope_, shrink_
-from ggpass.training.selection import select
+from ggpass.training.selection import bits_of_megabytes, select
 from ggpass.training.settings import RateSettings
 from ggpass.training.sharded import local_part
 
@@ -62,10 +63,10 @@ class Regularizer:
         self._micro_batches = 1
         self._controller: Controller | None = None
         if settings.has_target:
-            target = settings.target_bits or _bits_of_megabytes(model, self, settings.target_megabytes or 0.0)
+            target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
             self._controller = Controller(target, settings.schedule.steps(settings.schedule.ramp, settings.total_steps))
         self._strength = settings.strength or 0.0
-        self._kept_zero: list[Tensor] | None = None
+        self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[RemovableHandle] = []
 
@@ -87,7 +88,7 @@ class Regularizer:
         if self._handles:
             raise InputError("this Regularizer is attached already; call detach() first")
         self._optimizers = optimizers
-        if not self._learning_rates(optimizers):
+        if not learning_rates(optimizers, self.weights):
             self._optimizers = ()
             raise InputError("the optimizer holds none of the regularized weights; give the one that trains this model")
         for optimizer in optimizers:
@@ -110,24 +111,24 @@ class Regularizer:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def _learning_rates(self, optimizers: tuple[Optimizer, ...]) -> dict[int, float]:
-        """id(Parameter) -> lr, of the regularized weights that these optimizers hold."""
-        mine = {id(weight) for weight in self.weights}
-        return {
-            id(parameter): float(group["lr"])
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in mine
-        }
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not skipped(optimizer):
+            self.before_step(optimizer, in_closure=has_closure(args, kwargs))
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not _skipped(optimizer):
-            self.before_step(optimizer)
-
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not _skipped(optimizer):
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not skipped(optimizer):
+            if self.coupled and has_closure(args, kwargs):
+                self._check_carried(optimizer)
             self.step(optimizer)
+
+    def _check_carried(self, optimizer: Optimizer) -> None:
+        """Raise where a step's closure made gradients that no node of a graph has added the slope to."""
+        for index, weight in self._of(learning_rates((optimizer,), self.weights)):
+            if weight.grad is not None and not take_carried(weight):
+                raise InputError(
+                    f"step(closure) makes its gradients inside the step, where mode={self.settings.mode!r} cannot add "
+                    f"to that of {self.names[index]}; train through ggpass.prepare, or use mode='proximal'"
+                )
 
     # One step.
 
@@ -140,7 +141,7 @@ class Regularizer:
     def before_forward(self) -> list[tuple[float, float, float, float | Tensor]]:
         """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
         if self._due() and not self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
-            self._refit(self._learning_rates(self._optimizers))
+            self._refit(learning_rates(self._optimizers, self.weights))
         scale: float | Tensor = 1 / self._micro_batches
         if self._scaler is not None:
             # The scaler itself multiplies, on the device, so that nothing waits for it.
@@ -170,39 +171,42 @@ class Regularizer:
         return self
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
-        """What belongs before an optimizer's step: the coupled modes' gradient; `attach` calls it."""
-        clock = optimizer is self._optimizers[0]
-        if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
-            if self._kept_zero is None:
-                self._kept_zero = self._zeros()
-        elif self.coupled:
-            rates = self._learning_rates((optimizer,))
-            if clock and self._due():
-                self._refit(rates)
-            scale = getattr(optimizer, "grad_scale", None)
-            log_scale = 0.0 if scale is None else math.log(float(scale))
-            self._join_gradients(rates, log_scale)
-
-    @torch.no_grad()
-    def step(self, optimizer: Optimizer | None = None) -> None:
-        """What belongs after an optimizer's step; `attach` calls it.
+    def before_step(self, optimizer: Optimizer, in_closure: bool = False) -> None:
+        """What belongs before an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
 
         Args:
-            optimizer: whose weights to step, at its learning rates; None: all attached ones'.
+            optimizer: that is about to step.
+            in_closure: whether its gradients come to be inside the step only.
         """
-        optimizers = self._optimizers if optimizer is None else (optimizer,)
-        if not optimizers:
-            raise InputError("step() needs learning rates; attach(optimizer) first, or give the optimizer")
-        rates = self._learning_rates(optimizers)
+        rates = learning_rates((optimizer,), self.weights)
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
-            self._keep_zeros(rates)
+            self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
+        elif self.coupled and not in_closure:
+            if self._is_clock(optimizer) and self._due():
+                self._refit(rates)
+            self._join_gradients(rates, math.log(gradient_scale(optimizer)))
+
+    @torch.no_grad()
+    def step(self, optimizer: Optimizer) -> None:
+        """What belongs after an optimizer's step; `attach` calls it. Without `attach`, call `before_step` and this.
+
+        Args:
+            optimizer: that has stepped; weights take its learning rates.
+        """
+        rates = learning_rates((optimizer,), self.weights)
+        if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
+            for weight, zero in self._zeros:
+                local_part(weight).masked_fill_(zero, 0.0)
+            self._zeros = []
         elif not self.coupled:
-            if (not self._optimizers or self._optimizers[0] in optimizers) and self._due():
+            if self._is_clock(optimizer) and self._due():
                 self._refit(rates)
             self._step_weights(rates)
-        if not self._optimizers or self._optimizers[0] in optimizers:
-            self.steps += 1
+        self.steps += self._is_clock(optimizer)
+
+    def _is_clock(self, optimizer: Optimizer) -> bool:
+        """Whether this optimizer's steps are the ones that are counted."""
+        return not self._optimizers or optimizer is self._optimizers[0]
 
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
         return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
@@ -245,15 +249,6 @@ class Regularizer:
         factors = [min(self._log_factor(i, rates[id(w)]), self.fits.log_largest_factor(i, epsilon)) for i, w in chosen]
         shrink_(weights, [self._slope(i, factor) for (i, _), factor in zip(chosen, factors)], seed)
 
-    def _keep_zeros(self, rates: dict[int, float]) -> None:
-        if self._kept_zero is None:
-            self._kept_zero = self._zeros()
-        for index, weight in self._of(rates):
-            local_part(weight).masked_fill_(self._kept_zero[index], 0.0)
-
-    def _zeros(self) -> list[Tensor]:
-        return [local_part(weight.detach()) == 0 for weight in self.weights]
-
     # Fits and bits.
 
     def _refit(self, rates: dict[int, float]) -> None:
@@ -261,15 +256,22 @@ class Regularizer:
         self._fitted_at = self.steps
         for index in self.fits.update(self.weights, self.settings):
             log.warning("%s holds NaN or infinity: its rate is left as it was", self.names[index])
+        if self.steps % self.settings.interval:
+            return
         counted = histogram(self._usable(), self.settings.step)
         self._measured = (counted.bits, counted.zeros)
         if self._controller is not None:
-            self._strength = self._lead(self._controller, counted.bits)
+            every = learning_rates(self._optimizers, self.weights) if self._optimizers else rates
+            self._strength = self._lead(self._controller, counted.bits, every)
+            if self._controller.needs_no_rate(self.steps, counted.bits, self._strength):
+                self.report.notes.append(message := self._controller.surplus(counted.bits))
+                log.warning(message)
 
-    def _lead(self, controller: Controller, bits: float) -> float:
+    def _lead(self, controller: Controller, bits: float, rates: dict[int, float]) -> float:
         """The λ that is forecast to take the bits where the plan wants them at the next measurement."""
-        rates, total = self._learning_rates(self._optimizers), self.settings.total_steps
-        interval = self.settings.interval if total is None else min(self.settings.interval, max(1, total - self.steps))
+        interval, total = self.settings.interval, self.settings.total_steps
+        if total is not None:
+            interval = min(interval, max(1, total - self.steps))
         drop = controller.needed_drop(self.steps, self.steps + interval, bits)
         factor = interval * self.settings.schedule.factor(self.steps, total)
         chosen = [(i, w) for i, w in self._of(rates) if i not in self.fits.broken and w.grad is not None]
@@ -312,6 +314,7 @@ class Regularizer:
         """All that a continuation bit for bit needs beside the weights: plain numbers and one tensor."""
         state: dict[str, Any] = {
             "steps": self.steps,
+            "weights": self.count,
             "strength": self._strength,
             "measured_bits": self._measured[0],
             "measured_zeros": self._measured[1],
@@ -327,41 +330,20 @@ class Regularizer:
         Raises:
             InputError: the state is of another model or of other settings.
         """
-        if len(state["fits"]) != len(self.weights) or ("controller" in state) != (self._controller is not None):
+        found, wanted = (len(state["fits"]), state["weights"]), (len(self.weights), self.count)
+        if found != wanted or ("controller" in state) != (self._controller is not None):
             raise InputError(
-                f"this state holds {len(state['fits'])} weights, the model {len(self.weights)} to regularize; load the "
-                "state that was saved with the same model and the same settings"
+                f"this state is of {found[1]} weights in {found[0]} tensors, the model has {wanted[1]} in {wanted[0]}; "
+                "load the state that was saved with the same model and settings"
             )
         self.steps = int(state["steps"])
         self._strength = float(state["strength"])
         self._measured = (float(state["measured_bits"]), float(state["measured_zeros"]))
         self.fits.load_tensor(state["fits"])
-        self._kept_zero, self._fitted_at = None, -1
+        self._fitted_at = -1
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
 
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
-
-
-def _skipped(optimizer: Optimizer) -> bool:
-    """Whether GradScaler found infinities and this step changes nothing.
-
-    It calls a fused optimizer all the same, with `found_inf` set; others it does not call at all.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
-
-
-def _bits_of_megabytes(model: nn.Module, regularizer: Regularizer, megabytes: float) -> float:
-    """Bits a regularized weight that a size of the whole model leaves."""
-    mine = {id(weight) for weight in regularizer.weights}
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    rest = sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in mine)
-    if rest >= megabytes * 1e6:
-        raise InputError(
-            f"target_megabytes={megabytes} is less than the tensors that stay as they are ({rest / 1e6:.3f} MB); ask "
-            "for more, or regularize more of the model"
-        )
-    return 8 * (megabytes * 1e6 - rest) / regularizer.count

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ggpass.errors import WeightError
+from ggpass.errors import InputError, WeightError
 from ggpass.pipeline import Report, Skip
 from ggpass.training.settings import RateSettings
 from ggpass.weights import check_patterns, matches
@@ -68,3 +68,20 @@ def reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSett
     if parameter.device.type == "meta":
         raise WeightError(f"weight {names[0]!r} is on the meta device and has no values; load the model first")
     return ""
+
+
+def bits_of_megabytes(model: nn.Module, selection: Selection, megabytes: float) -> float:
+    """Bits a regularized weight that a size of the whole model leaves, its other tensors being stored as they are.
+
+    Raises:
+        InputError: those other tensors alone exceed it.
+    """
+    regularized = {id(weight) for weight in selection.weights}
+    others = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in regularized}.values()
+    rest = sum(tensor.numel() * tensor.element_size() for tensor in others)
+    if rest >= megabytes * 1e6:
+        raise InputError(
+            f"target_megabytes={megabytes} is less than the tensors that stay as they are ({rest / 1e6:.3f} MB); ask "
+            "for more, or regularize more of the model"
+        )
+    return 8 * (megabytes * 1e6 - rest) / sum(weight.numel() for weight in selection.weights)
