@@ -107,7 +107,10 @@ class ReportView:
                 f"{self.report.lowered_share:.2%} of the bytes of matrices lowered: "
                 f"{megabytes(self.report.bytes_before)} → {megabytes(self.report.bytes_after)}"
             )
-        yield Text("\n".join(lines) or "nothing to do")
+        if not any(part.changes or part.skips for part in self.report.flat()):
+            lines = lines or ["nothing to do"]
+        if lines:
+            yield Text("\n".join(lines))
 
 
 def to_text(report: Report, width: int = 120) -> str:

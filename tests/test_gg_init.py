@@ -241,6 +241,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason() -> None:
         broken.weight[0, 0] = float("nan")
     with pytest.raises(WeightError, match="NaN"):
         ggpass.init_(broken)
+    assert not ggpass.init_(broken, skip="weight").changes
     with pytest.raises(InputError, match="Module"):
         ggpass.init_(torch.zeros(2))
     with pytest.raises(InputError, match="seed"):

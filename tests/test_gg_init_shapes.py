@@ -57,8 +57,8 @@ def test_same_names_take_their_own_shape_and_the_rest_the_median_of_their_kind(c
     said = {change.name: change.what for change in report.changes}
     # A moment fit of N = 10,000 values deviates by some 2 %; twice for the checkpoint and for what was drawn from it.
     for weight, nu, words in (
-        (model.body[1].weight, 1.2, "as body.1.weight in trained.safetensors"),
-        (model.other.weight, 1.3, "the median linear of trained.safetensors, which has no such name"),
+        (model.body[1].weight, 1.2, "(as in trained.safetensors)"),
+        (model.other.weight, 1.3, "the median linear in trained.safetensors, which has no such name"),
         (model.body[0].weight, 1.3, "the median linear"),
         (model.picture.weight, 3.0, "the median conv"),
         (model.table.weight, 0.5, "the median embedding"),
@@ -84,7 +84,7 @@ def test_a_kind_that_the_checkpoint_lacks_takes_the_median_of_all(tmp_path: Path
     shapes = CheckpointShapes.read(tmp_path)
     nu, words = shapes.shape_of(["c.weight"], Group.CONV)
     assert nu == statistics.median(shapes.by_name.values())
-    assert words.startswith("the median weight of")
+    assert words.startswith("the median weight in")
 
 
 @pytest.mark.parametrize(

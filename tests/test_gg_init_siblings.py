@@ -151,3 +151,12 @@ def test_shortest_finds_what_was_written() -> None:
 def test_fewer_than_two_of_a_kind_have_no_siblings() -> None:
     assert kept_ratios([]) == {}
     assert kept_ratios(initialized("lecun", [(64, 64)])) == {}
+
+
+def test_siblings_are_all_that_the_model_has() -> None:
+    """`only=` the scaled ones: what they are smaller than is still seen."""
+    torch.manual_seed(0)
+    model = gpt2(3)
+    report = ggpass.init_(model, only="*.c_proj.weight")
+    assert len(report.changes) == 6
+    assert all("of its siblings' σ" in change.what for change in report.changes)

@@ -26,8 +26,8 @@ def draw(shape: torch.Size, std: float, nu: float, seed: int, name: str) -> Tens
 
 
 def rms(tensor: Tensor) -> float:
-    """√(mean of squares), accumulated in float64; nan for an empty tensor."""
+    """√(mean of squares), accumulated in float64; 0 for an empty tensor."""
     if tensor.numel() == 0:
-        return float("nan")
+        return 0.0
     norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
     return float(norm) / tensor.numel() ** 0.5

@@ -82,9 +82,9 @@ class CheckpointShapes:
         """(ν, where it comes from) of a weight of these names."""
         for name in names:
             if name in self.by_name:
-                return self.by_name[name], f"as {name} in {self.label}"
+                return self.by_name[name], f"as in {self.label}"
         kind = group.value if group in self.counts else "weight"
-        return self.medians[group], f"the median {kind} of {self.label}, which has no such name"
+        return self.medians[group], f"the median {kind} in {self.label}, which has no such name"
 
 
 def group_of_name(name: str, dimensions: int) -> Group:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ggpass.errors import InputError, WeightError
 from ggpass.initialization.draw import draw, rms
@@ -21,13 +21,22 @@ Shape = float | str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One weight as it is: its deciding use and its σ, √(mean of squares) without an embedding's padding row."""
+
+    reading: Reading
+    use: Use
+    std: float
+
+
+@dataclass(frozen=True)
 class Planned:
     """One weight as it will be drawn.
 
     Attributes:
         reading: the weight, its names and its uses.
         use: the one that sets the scale.
-        before, std: σ now and afterwards, both as √(mean of squares), without an embedding's padding row.
+        before, std: σ now and afterwards.
         ratio: σ over that of its siblings, which the model's own initializer chose and the drawing keeps; 1 for most.
         shape: ν.
         source: where ν comes from, in words; empty where the caller gave one number.
@@ -128,24 +137,29 @@ class GGInit:
 
     def plan(self, readings: Iterable[Reading], skips: list[Skip]) -> list[Planned]:
         """What each weight will be drawn with; reasons of the others go to `skips`."""
-        chosen: list[tuple[Reading, Use, float]] = []
+        measured: list[Measured] = []
+        drawn: list[Measured] = []
         for reading in readings:
             reason = reading.reason or self._reason_to_skip(reading)
-            before = float("nan") if reason else rms(_without_padding(reading, reading.decide()))
-            if before == 0:
+            measure = _measure(reading) if reading.uses and reading.tensor.device.type != "meta" else None
+            measured += [measure] if measure is not None else []
+            if not reason and measure is None:
+                if not bool(reading.tensor.isfinite().all()):
+                    raise WeightError(
+                        f"weight {reading.name!r} holds NaN or infinity, and its first values are read off what it holds; "
+                        f"run the model's own initializer first, or leave it out with skip=[{reading.name!r}]"
+                    )
                 reason = "all zero: the model starts it there (a residual branch, LoRA's B), and it stays"
             if reason:
                 skips.append(Skip(reading.name, reason, matrix=reading.tensor.dim() >= 2))
-                continue
-            if not before < float("inf"):
-                raise WeightError(
-                    f"weight {reading.name!r} holds NaN or infinity; repair it, or leave it out with skip="
-                )
-            chosen.append((reading, reading.decide(), before))
-        ratios = _ratios(chosen)
-        return [self._planned(*entry, ratios.get(entry[0].name, 1.0)) for entry in chosen]
+            elif measure is not None:
+                drawn.append(measure)
+        # Siblings are what the model has, whether or not only= and skip= leave them alone.
+        ratios = _ratios(measured)
+        return [self._planned(m, ratios.get(m.reading.name, 1.0)) for m in drawn]
 
-    def _planned(self, reading: Reading, use: Use, before: float, ratio: float) -> Planned:
+    def _planned(self, measured: Measured, ratio: float) -> Planned:
+        reading, use, before = measured.reading, measured.use, measured.std
         shape, source = self._shape_of(reading, use)
         std = ratio * use.variance**0.5
         if use.group is Group.EMBEDDING:
@@ -223,22 +237,24 @@ def _joined(modules: list[Reading], graph: list[Reading]) -> list[Reading]:
     return joined
 
 
-def _without_padding(reading: Reading, use: Use) -> Tensor:
-    """The rows of a table that are drawn; any other weight whole."""
+def _measure(reading: Reading) -> Measured | None:
+    """A weight's use and its σ as it is; None where it is empty, all zero, or holds NaN or infinity."""
+    use = reading.decide()
     tensor = reading.tensor.detach()
-    if use.padding is None:
-        return tensor
-    return torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
+    if use.padding is not None:
+        tensor = torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
+    std = rms(tensor)
+    return Measured(reading, use, std) if 0 < std < float("inf") else None
 
 
-def _ratios(chosen: list[tuple[Reading, Use, float]]) -> dict[str, float]:
+def _ratios(measured: list[Measured]) -> dict[str, float]:
     """The ratios to keep, found among the weights of each kind of operator."""
     found: dict[str, float] = {}
     for group in (Group.LINEAR, Group.CONV):
         siblings = [
-            Sibling(reading.name, before, reading.tensor.numel(), *use.declared, use.variance**0.5)
-            for reading, use, before in chosen
-            if use.group is group
+            Sibling(m.reading.name, m.std, m.reading.tensor.numel(), *m.use.declared, m.use.variance**0.5)
+            for m in measured
+            if m.use.group is group
         ]
         found.update(kept_ratios(siblings))
     return found
