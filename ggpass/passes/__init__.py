@@ -3,6 +3,7 @@
 from ggpass.passes.backslash import BackSlash
 from ggpass.passes.clean_up import CleanUp
 from ggpass.passes.deepshape import DeepShape
+from ggpass.passes.deepshape_pull import DeepShapePull
 from ggpass.passes.fold_batch_norm import FoldBatchNorm
 from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
@@ -12,6 +13,7 @@ __all__ = [
     "BackSlash",
     "CleanUp",
     "DeepShape",
+    "DeepShapePull",
     "FoldBatchNorm",
     "GGInit",
     "LowerWeights",

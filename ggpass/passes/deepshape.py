@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ggpass.errors import WeightError
-from ggpass.lowering import Lowering, bytes_of, matches
+from ggpass.lowering import bytes_of
 from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import Program
 from ggpass.shaping.figures import Reshaped, in_words, summary
 from ggpass.shaping.specification import Shaping
 from ggpass.shaping.weights import Source, reshape
-from ggpass.weights import group_weights
+from ggpass.weights import check_patterns, group_weights, matches
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -124,7 +124,7 @@ class DeepShape(Shaping):
     def _run(self, candidates: Sequence[_Candidate], write: Callable[[_Candidate, Tensor], None]) -> ShapeReport:
         report = ShapeReport("DeepShape")
         names = [name for c in candidates if c.tensor.dim() >= 2 for name in c.names]
-        Lowering(only=self.only, skip=self.skip).check_patterns(names)
+        check_patterns(names, self.only, self.skip)
         chosen: dict[str, _Candidate] = {}
         for candidate in candidates:
             reason = self._reason_to_keep(candidate)

@@ -133,6 +133,14 @@ def _reason_to_keep(source: Source, shaping: Shaping) -> str:
     return ""
 
 
+def _reason_nothing_moved(weight: Tensor, shaping: Shaping) -> str:
+    if shaping.granularity == "tensor" and fit_moments(weight).shape < MIN_SHAPE:
+        return f"its ν of {fit_moments(weight).shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape"
+    if shaping.granularity == "channel":
+        return f"none of its channels moves: each has a ν below {MIN_SHAPE:g}, too small a σ, or rare values alone"
+    return f"each of its values is rarer than rare={shaping.rare:g} allows; lower rare"
+
+
 def _reshape_one(
     weight: Tensor, transposed: bool, shared: Specification | None, shaping: Shaping, total: int
 ) -> tuple[Tensor, int]:
