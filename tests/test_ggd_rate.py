@@ -41,6 +41,8 @@ def bits_by_quadrature(x: float, model: GGD, step: float) -> float:
     return (peak - constant - math.log(area)) / LN2
 
 
+# Beyond s = 1e6 the rounding of the exponents shows in the integrand; the tolerance knows.
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
 @settings(max_examples=150, deadline=None)
 @given(st.floats(0.2, 8), st.floats(-3, 1), st.floats(0, 40), st.sampled_from([1e-6, 1.0, 1e4]))
 def test_rate_is_the_integral_over_the_cell(shape: float, log_step: float, place: float, alpha: float) -> None:
