@@ -146,7 +146,7 @@ class GGInit:
             if not reason and measure is None:
                 if not bool(reading.tensor.isfinite().all()):
                     raise WeightError(
-                        f"weight {reading.name!r} holds NaN or infinity, and its first values are read off what it holds; "
+                        f"weight {reading.name!r} holds NaN or infinity, and GGInit reads off what is there; "
                         f"run the model's own initializer first, or leave it out with skip=[{reading.name!r}]"
                     )
                 reason = "all zero: the model starts it there (a residual branch, LoRA's B), and it stays"
