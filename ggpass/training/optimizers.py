@@ -1,6 +1,6 @@
 """What an optimizer's step tells from outside: learning rates, a closure, and whether AMP skipped it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -39,3 +39,17 @@ def gradient_scale(optimizer: Optimizer) -> float:
 def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether `step(closure)` was called: its gradients come to be inside the step. `args` are those of a hook."""
     return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
+
+
+def after_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `step(closure)` with a closure that also acts, once its gradients are there, at every call."""
+    inner = kwargs["closure"] if "closure" in kwargs else args[1]
+
+    def closure() -> Any:
+        loss = inner()
+        act()
+        return loss
+
+    return (args, {**kwargs, "closure": closure}) if "closure" in kwargs else ((args[0], closure, *args[2:]), kwargs)

@@ -17,7 +17,7 @@ from ggpass.training.fits import Fits
 from ggpass.training.forecast import forecast
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding, take_carried
-from ggpass.training.optimizers import gradient_scale, has_closure, learning_rates, skipped
+from ggpass.training.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.training.proximal import Slope, add_slope_, shrink_
 from ggpass.training.selection import bits_of_megabytes, select
 from ggpass.training.settings import RateSettings
@@ -111,24 +111,19 @@ class Regularizer:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not skipped(optimizer):
-            self.before_step(optimizer, in_closure=has_closure(args, kwargs))
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hook ahead of `step`; what it returns are the arguments in place of those given."""
+        if skipped(optimizer):
+            return None
+        in_tail = self.settings.schedule.in_tail(self.steps, self.settings.total_steps)
+        if self.coupled and not in_tail and has_closure(args, kwargs):  # its gradients come to be inside the step
+            return after_closure(args, kwargs, lambda: self.before_step(optimizer))
+        self.before_step(optimizer)
+        return None
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not skipped(optimizer):
-            if self.coupled and has_closure(args, kwargs):
-                self._check_carried(optimizer)
             self.step(optimizer)
-
-    def _check_carried(self, optimizer: Optimizer) -> None:
-        """Raise where a step's closure made gradients that no node of a graph has added the slope to."""
-        for index, weight in self._of(learning_rates((optimizer,), self.weights)):
-            if weight.grad is not None and not take_carried(weight):
-                raise InputError(
-                    f"step(closure) makes its gradients inside the step, where mode={self.settings.mode!r} cannot add "
-                    f"to that of {self.names[index]}; train through ggpass.prepare, or use mode='proximal'"
-                )
 
     # One step.
 
@@ -171,17 +166,16 @@ class Regularizer:
         return self
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer, in_closure: bool = False) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """What belongs before an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
 
         Args:
-            optimizer: that is about to step.
-            in_closure: whether its gradients come to be inside the step only.
+            optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
-        elif self.coupled and not in_closure:
+        elif self.coupled:
             if self._is_clock(optimizer) and self._due():
                 self._refit(rates)
             self._join_gradients(rates, math.log(gradient_scale(optimizer)))
@@ -241,7 +235,7 @@ class Regularizer:
         """The modes that step the weights themselves, after the optimizer."""
         chosen = [(i, w) for i, w in self._of(rates) if w.grad is not None]
         weights = [local_part(weight) for _, weight in chosen]
-        seed = self.steps << 32  # room for the blocks of one step
+        seed = self.steps * 2_654_435_761  # far from that of any other step, modulo 2^32
         if self.settings.is_paper:
             add_slope_(weights, weights, [self._slope(i, self._log_factor(i)) for i, _ in chosen], sign=-1, seed=seed)
             return
