@@ -1,0 +1,103 @@
+"""min D(θ) + λ·R(θ) in Lightning: BackSlash as a Callback."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+
+from ggpass.integrations.attachment import Attachment
+from ggpass.training import RateSettings, Regularizer
+
+try:
+    import lightning.pytorch as pl
+except ImportError as error:
+    raise ImportError(f"the Lightning callback needs {error.name}: pip install 'ggpass[lightning]'") from error
+
+log = logging.getLogger(__name__)
+
+
+class BackSlashCallback(pl.Callback):
+    """Trainer(callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the module's own optimizers.
+
+    1. Each step of an optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
+    2. The number of steps comes from the Trainer, so that schedules may be given in shares.
+    3. `bits_per_weight`, `rate_strength` (λ) and `zeros` are logged at every step, and the progress bar shows them.
+    4. The state goes into Lightning's checkpoints, as numbers and one tensor, and `fit(ckpt_path=…)` continues bit
+       for bit.
+
+    Works with DDP and ModelParallelStrategy (FSDP2); several optimizers are stepped in their order. FSDPStrategy and
+    DeepSpeed flatten the weights, and are refused.
+
+    Attributes:
+        regularizer: the Regularizer of the current or the last fit; None before the first.
+    """
+
+    def __init__(self, settings: RateSettings | None = None, **fields: Any) -> None:
+        """Check the settings; nothing is attached before the fit begins.
+
+        Args:
+            settings: a `BackSlash`, or:
+            fields: its fields, one by one.
+
+        Raises:
+            InputError: both or neither given, or values that cannot be meant.
+        """
+        super().__init__()
+        self._attachment = Attachment(settings, fields)
+        self._first_step = 0
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """The Regularizer of the current or the last fit; None before the first."""
+        return self._attachment.regularizer
+
+    # What Lightning calls.
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Attach, once weights and optimizers are sharded and restored, and continue from the checkpoint.
+
+        Raises:
+            WeightError, InputError: as `BackSlash.attach`.
+        """
+        saved, self._saved = self._saved, None
+        self._first_step = saved["first_step"] if saved else trainer.global_step
+        total = trainer.estimated_stepping_batches
+        steps = None if math.isinf(total) else max(1, int(total) - self._first_step)
+        regularizer = self._attachment.attach(pl_module, trainer.optimizers, steps)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        regularizer.scale_nodes(scaler, trainer.accumulate_grad_batches)
+        if saved:
+            regularizer.load_state_dict(saved["rate"])
+        elif trainer.global_step:
+            log.warning(
+                "the checkpoint of step %d holds no state of %s: the rate begins with this step",
+                trainer.global_step,
+                self.state_key,
+            )
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the bits, λ and the zeros."""
+        for name, value in self._attachment.figures().items():
+            pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=True, batch_size=1)
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take the hooks off the optimizers."""
+        self._attachment.detach()
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Take the hooks off the optimizers."""
+        self._attachment.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Lightning writes into its checkpoints: numbers and one tensor, which `weights_only` loads."""
+        if self.regularizer is None:
+            return {}
+        return {"first_step": self._first_step, "rate": self.regularizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's state until the fit begins."""
+        self._saved = state_dict or None

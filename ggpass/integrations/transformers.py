@@ -1,0 +1,134 @@
+"""min D(θ) + λ·R(θ) in the Hugging Face Trainer: BackSlash as a TrainerCallback."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ggpass.errors import InputError
+from ggpass.integrations.attachment import Attachment
+from ggpass.training import RateSettings, Regularizer
+
+try:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(f"the Trainer's callback needs {error.name}: pip install 'ggpass[trainer]'") from error
+
+log = logging.getLogger(__name__)
+
+
+class BackSlashCallback(TrainerCallback, ExportableState):
+    """Trainer(..., callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the Trainer's own optimizer.
+
+    1. Each step of the real optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
+    2. The number of steps comes from the Trainer, so that schedules may be given in shares.
+    3. `bits_per_weight`, `rate_strength` (λ) and `zeros` join the Trainer's logs, and with them the progress bar.
+    4. The state is saved in each checkpoint's `trainer_state.json`, as plain numbers, and
+       `train(resume_from_checkpoint=…)` continues bit for bit, from wherever the checkpoint was moved.
+
+    Works with DDP and FSDP2. DeepSpeed and FSDP1 flatten the weights, and are refused.
+
+    Attributes:
+        regularizer: the Regularizer of the current or the last training; None before the first.
+    """
+
+    def __init__(self, settings: RateSettings | None = None, **fields: Any) -> None:
+        """Check the settings; nothing is attached before the training begins.
+
+        Args:
+            settings: a `BackSlash`, or:
+            fields: its fields, one by one.
+
+        Raises:
+            InputError: both or neither given, or values that cannot be meant.
+        """
+        self._attachment = Attachment(settings, fields)
+        self._first_step = 0
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """The Regularizer of the current or the last training; None before the first."""
+        return self._attachment.regularizer
+
+    # What the Trainer calls.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach, and continue from the checkpoint that the Trainer has loaded.
+
+        Raises:
+            WeightError, InputError: as `BackSlash.attach`; or an optimizer that is not torch's.
+        """
+        name = type(self).__name__
+        saved = (state.stateful_callbacks.get(name) or {}).get("attributes", {}).get("saved")
+        self._first_step = saved["first_step"] if saved else state.global_step
+        model: nn.Module = kwargs["model"]
+        optimizer = kwargs["optimizer"]
+        regularizer = self._attachment.attach(model, [_stepping(optimizer)], max(1, state.max_steps - self._first_step))
+        regularizer.scale_nodes(getattr(optimizer, "scaler", None), args.gradient_accumulation_steps)
+        if saved:
+            regularizer.load_state_dict(_from_json(saved["rate"]))
+        elif state.global_step:
+            log.warning(
+                "the checkpoint of step %d holds no state of %s: the rate begins with this step",
+                state.global_step,
+                name,
+            )
+        # The Trainer adds to this entry when it saves, and fails where there is none.
+        state.stateful_callbacks.setdefault(name, {})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the bits, λ and the zeros to what is logged while training."""
+        if logs is None or "loss" not in logs:
+            return
+        figures = self._attachment.figures()
+        logs.update(figures)
+        if state.log_history:
+            state.log_history[-1].update(figures)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the hooks off the optimizer."""
+        self._attachment.detach()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into `trainer_state.json`: numbers, lists and strings."""
+        saved = None
+        if self.regularizer is not None:
+            saved = {"first_step": self._first_step, "rate": _to_json(self.regularizer.state_dict())}
+        return {"args": dataclasses.asdict(self._attachment.settings), "attributes": {"saved": saved}}
+
+
+def _to_json(state: dict[str, Any]) -> dict[str, Any]:
+    """JSON keeps every bit of a float64; the only tensor is float64 of two dimensions."""
+    return {**state, "fits": state["fits"].tolist()}
+
+
+def _from_json(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "fits": torch.tensor(state["fits"], dtype=torch.float64)}
+
+
+def _stepping(optimizer: Any) -> Optimizer:
+    """The optimizer that steps, inside what accelerate wraps around it: its hooks see real steps alone."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"{type(optimizer).__name__} is not a torch optimizer and steps weights of its own; train with DDP or "
+            "FSDP2 instead"
+        )
+    return optimizer
