@@ -195,7 +195,7 @@ def test_a_failed_trace_is_said_and_logged(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_what_is_zero_frozen_or_without_a_rule_stays_with_its_reason() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.LSTM(8, 8), nn.Bilinear(4, 4, 4))
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.LSTM(8, 8), nn.Bilinear(4, 4, 4), nn.Linear(4, 0))
     nn.init.zeros_(model[0].weight)
     model[1].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -205,6 +205,7 @@ def test_what_is_zero_frozen_or_without_a_rule_stays_with_its_reason() -> None:
     assert "frozen" in reason(report, "1.weight")
     assert "give example inputs" in reason(report, "2.weight_ih_l0")
     assert "Bilinear" in reason(report, "3.weight")
+    assert "is empty" in reason(report, "4.weight")
 
 
 def test_only_and_skip_choose_and_patterns_without_a_match_raise() -> None:

@@ -141,7 +141,7 @@ class GGInit:
         drawn: list[Measured] = []
         for reading in readings:
             reason = reading.reason or self._reason_to_skip(reading)
-            measure = _measure(reading) if reading.uses and reading.tensor.device.type != "meta" else None
+            measure = _measure(reading)
             measured += [measure] if measure is not None else []
             if not reason and measure is None:
                 if not bool(reading.tensor.isfinite().all()):
@@ -238,9 +238,11 @@ def _joined(modules: list[Reading], graph: list[Reading]) -> list[Reading]:
 
 
 def _measure(reading: Reading) -> Measured | None:
-    """A weight's use and its σ as it is; None where it is empty, all zero, or holds NaN or infinity."""
-    use = reading.decide()
+    """A weight's use and its σ as it is; None where it has no use, no values, only zeros, or NaN or infinity."""
     tensor = reading.tensor.detach()
+    if not reading.uses or tensor.numel() == 0 or tensor.device.type == "meta":
+        return None
+    use = reading.decide()
     if use.padding is not None:
         tensor = torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
     std = rms(tensor)
