@@ -1,6 +1,6 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
-from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, sizes
+from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, shape_, sizes
 from ggpass.artifact import Artifact, Sizes
 from ggpass.errors import (
     FormatError,
@@ -43,5 +43,6 @@ __all__ = [
     "prepare",
     "report",
     "save",
+    "shape_",
     "sizes",
 ]

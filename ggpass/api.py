@@ -15,7 +15,8 @@ from ggpass.errors import InputError, TargetError, TraceError
 from ggpass.formats import Scheme
 from ggpass.lower_module import lower_module
 from ggpass.lowering import Lowering
-from ggpass.passes import BackSlash, GGInit
+from ggpass.passes import BackSlash, DeepShape, GGInit
+from ggpass.passes.deepshape import ShapeReport
 from ggpass.pipeline import Pass, Pipeline, Report
 from ggpass.prepared import PreparedModel, prepare_model
 from ggpass.program import Program
@@ -271,6 +272,42 @@ def init_(
         logger.warning("init_ takes ξ = 1 for every weight: %s", why)
         return step.on_module(model, why=why)
     return step.on_module(model, program)
+
+
+def shape_(
+    model: nn.Module,
+    *,
+    mode: Literal["paper", "compensated"] = "paper",
+    granularity: Literal["model", "tensor", "channel"] = "model",
+    shape_ratio: float = 0.8,
+    scale_ratio: float = 0.6,
+    step: float = 2.0**-13,
+    rare: float = 1000,
+    only: str | Iterable[str] = (),
+    skip: str | Iterable[str] = (),
+) -> ShapeReport:
+    """w' = Δ·round(Q(p(w); 0.8ν, 0.6α)/Δ): remap trained weights to fewer bits, in place (see `passes.DeepShape`).
+
+    Parameters stay the same objects, with their ties, dtype, device and `requires_grad`, so that fine-tuning goes on.
+
+    Args:
+        model: any trained module.
+        mode: `compensated` keeps each weight's energy, and with it the size of layer outputs.
+        granularity: what has one fit and one map.
+        shape_ratio, scale_ratio, step, rare, only, skip: as in `passes.DeepShape`.
+
+    Returns:
+        For each weight ν, σ, bits and squared change; for each other the reason. `.reshaped` holds the numbers.
+
+    Raises:
+        FormatError: a setting that is none of those.
+        WeightError: NaN or infinity in a weight, or a pattern without a match; the model is as it was then.
+        InputError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"shape_ takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
+    settings = (mode, granularity, shape_ratio, scale_ratio, step, rare)
+    return DeepShape(*settings, _patterns(only), _patterns(skip)).on_module(model)
 
 
 def prepare(

@@ -58,7 +58,7 @@ class DeepShape(Shaping):
        on inputs without correlation: E‖Wx‖² = E[x²]·Σw². Rare values stay here too; where the heavier target crosses
        them the whole is not monotone, and `rare=0` makes it so.
     5. Tied weights are reshaped once, by tensor identity.
-    6. In a Program the weights are replaced by frozen ones and the model it was traced from stays as it is. `apply_`
+    6. In a Program the weights are replaced by frozen ones and the model it was traced from stays as it is. `on_module`
        writes into a module's own Parameters instead, so that an optimizer that holds them goes on with them.
 
     Attributes:
@@ -96,7 +96,7 @@ class DeepShape(Shaping):
 
         return self._run(candidates, write)
 
-    def apply_(self, model: nn.Module) -> ShapeReport:
+    def on_module(self, model: nn.Module) -> ShapeReport:
         """The same on a module, in place: its Parameters keep their identity and their requires_grad.
 
         Args:

@@ -84,9 +84,7 @@ def reshape(
             pooled = [a.plus(b) for a, b in zip(pooled, histograms)] or histograms
             write(source, new)
         else:
-            skipped.append(
-                (source.name, f"its ν is below {MIN_SHAPE:g}, or each value rarer than rare={shaping.rare:g}")
-            )
+            skipped.append((source.name, _reason_nothing_moved(weight, shared, shaping)))
         progress(source)
     before, after = (float(h.entropy()) for h in pooled) if pooled else (math.nan, math.nan)
     return Reshaped(tuple(shaped), tuple(skipped), before, after)
@@ -133,7 +131,9 @@ def _reason_to_keep(source: Source, shaping: Shaping) -> str:
     return ""
 
 
-def _reason_nothing_moved(weight: Tensor, shaping: Shaping) -> str:
+def _reason_nothing_moved(weight: Tensor, shared: Specification | None, shaping: Shaping) -> str:
+    if shared is not None and not float(shared.shape) >= MIN_SHAPE:
+        return f"all weights together have a ν below {MIN_SHAPE:g}: reshape each by itself"
     if shaping.granularity == "tensor" and fit_moments(weight).shape < MIN_SHAPE:
         return f"its ν of {fit_moments(weight).shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape"
     if shaping.granularity == "channel":
