@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Regularizer:
         """
         selection = select(model, settings)
         self.settings = settings
+        self._model = weakref.ref(model)
         self.names = selection.names
         self.weights = selection.weights
         self.report: Report = selection.report
@@ -81,16 +83,25 @@ class Regularizer:
             Itself; as a context manager it detaches at the end.
 
         Raises:
-            InputError: no optimizer, already attached, or none of the regularized weights is theirs.
+            InputError: no optimizer, already attached, none of the regularized weights is theirs, or they are no
+                longer the model's.
         """
         if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
             raise InputError("attach takes torch optimizers: attach(optimizer)")
         if self._handles:
             raise InputError("this Regularizer is attached already; call detach() first")
-        self._optimizers = optimizers
+        model = self._model()
+        if model is not None and not {id(w) for w in self.weights} <= {id(p) for p in model.parameters()}:
+            raise InputError(
+                "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and the "
+                "optimizer after fully_shard"
+            )
         if not learning_rates(optimizers, self.weights):
-            self._optimizers = ()
-            raise InputError("the optimizer holds none of the regularized weights; give the one that trains this model")
+            raise InputError(
+                "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
+                "fully_shard if the model is sharded"
+            )
+        self._optimizers = optimizers
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
