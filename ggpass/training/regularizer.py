@@ -93,8 +93,8 @@ class Regularizer:
         model = self._model()
         if model is not None and not {id(w) for w in self.weights} <= {id(p) for p in model.parameters()}:
             raise InputError(
-                "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and the "
-                "optimizer after fully_shard"
+                "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and "
+                "the optimizer after fully_shard"
             )
         if not learning_rates(optimizers, self.weights):
             raise InputError(
