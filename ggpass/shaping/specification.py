@@ -55,6 +55,8 @@ class Shaping:
                 raise FormatError(f"{name} is a positive number, not {getattr(self, name)!r}")
         if not 0 <= self.rare < math.inf:
             raise FormatError(f"rare is a number of occurrences, 0 or more, not {self.rare!r}")
+        for name in ("shape_ratio", "scale_ratio", "step", "rare"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # equal settings are equal in words too
 
 
 @dataclass(frozen=True)
