@@ -68,7 +68,7 @@ def shrink_(weights: Sequence[Tensor], slopes: Sequence[Slope], seed: int = 0) -
     Args:
         weights: floating, any shapes, strides and devices; changed in place.
         slopes: one for each.
-        seed: of the rounding in (3); the same seed rounds the same way.
+        seed: of the rounding in (3); the same seed rounds the same way. A call uses up one for each batch of blocks.
     """
     for number, batch in enumerate(_batches(weights, weights, slopes)):
         if all(slope.shape == 1 for slope in batch.slopes):
@@ -119,7 +119,9 @@ def _subtract(batch: _Batch, steps: list[Tensor], seed: int) -> None:
     for target, wide in zip(batch.targets, batch.weights):
         if target is not wide:
             if target.device not in generators:
-                generators[target.device] = torch.Generator(target.device).manual_seed(seed)
+                generators[target.device] = torch.Generator(target.device).manual_seed(
+                    seed % (1 << 32)
+                )  # a CPU generator reads no more of it
             target.copy_(_round_at_random(wide, target.dtype, generators[target.device]))
 
 
