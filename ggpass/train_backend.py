@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._guards import detect_fake_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -23,7 +23,7 @@ from ggpass.passes import BackSlash
 from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import owner_of
 from ggpass.training import Regularizer
-from ggpass.training.node import node_state, node_values, rate_node, ready_nodes, write_values
+from ggpass.training.node import Row, node_values, rate_node, ready_nodes
 from ggpass.training.selection import reason_to_skip
 
 logger = logging.getLogger("ggpass")
@@ -89,9 +89,8 @@ def compile_for_training(
             else:
                 told.changes.append(Change(name, "the rate's gradient joins its own"))
                 chosen[position] = name
-    if settings.has_target:
-        told.notes.append("a target needs the optimizer's steps: the nodes are idle until attach(model, optimizer)")
-    values = _insert(twin, inputs, list(chosen))
+    _insert(twin, inputs, list(chosen))
+    values = [node_values().to(example_inputs[position].device) for position in chosen]
     fake_mode = detect_fake_mode(example_inputs)
     fakes = [fake_mode.from_tensor(v, static_shapes=True) if fake_mode else v for v in values]
     if inner is None:
@@ -116,22 +115,20 @@ def _copy(source: fx.GraphModule) -> fx.GraphModule:
     return twin
 
 
-def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int]) -> list[Tensor]:
-    """A new argument and a node that reads it for each weight; returns examples of the arguments."""
-    last, values = inputs[-1], []
+def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int]) -> None:
+    """A new argument, behind all others, and a node that reads it for each weight."""
+    last = inputs[-1]
     for position in positions:
         with module.graph.inserting_after(last):
             last = module.graph.placeholder(f"ggpass_rate_{position}")
         last._dynamo_source = None
         weight = inputs[position]
         uses = list(weight.users)
-        values.append(last)
         with module.graph.inserting_before(next(n for n in module.graph.nodes if n.op != "placeholder")):
             node = module.graph.call_function(rate_node, (weight, last))
         for use in uses:
             use.replace_input_with(weight, node)
     module.recompile()
-    return [node_values() for _ in positions]
 
 
 @functools.cache
@@ -149,6 +146,11 @@ def _default_inner() -> tuple[str, tuple[str, ...]]:
     return "inductor", ()
 
 
+#: A graph's first weight -> Regularizers by settings and names, of weights that no attached one feeds: a graph that is
+#: compiled again, for another batch size, goes on where the first one was.
+_ALONE: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
 class TrainingRunner:
     """Calls the compiled graph with Dynamo's arguments and the values that the nodes of these weights read.
 
@@ -161,29 +163,27 @@ class TrainingRunner:
         self.positions = tuple(names)
         self.names = tuple(names.values())
         self.settings = settings
-        self.alone: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __call__(self, *args: Any) -> Any:
         weights = tuple(args[position] for position in self.positions)
-        if not any(node_state(weight).fed for weight in weights):
-            self._feed_alone(weights)
-        return self.compiled(*args, *ready_nodes(weights))
+        values = ready_nodes(weights, functools.partial(self._alone, weights))
+        # Copies: the compiled backward saves them, and the next forward writes to the originals.
+        return self.compiled(*args, *[value.clone() for value in values])
 
     @torch.no_grad()
-    def _feed_alone(self, weights: tuple[nn.Parameter, ...]) -> None:
-        """Fit, and write the nodes' values; the Regularizer kept here holds no weight between calls."""
-        if self.settings.has_target:
-            return
-        regularizer = self.alone.get(weights[0])
+    def _alone(self, weights: tuple[nn.Parameter, ...]) -> Sequence[Row]:
+        """The rows of weights that no Regularizer feeds; the one kept here holds no weight between calls."""
+        known = _ALONE.setdefault(weights[0], {})
+        regularizer = known.get((self.settings, self.names))
         if regularizer is None:
             holder = nn.Module()
             for name, weight in zip(self.names, weights):
                 module, leaf = owner_of(holder, name)
                 module.register_parameter(leaf, weight)
             regularizer = Regularizer(holder, replace(self.settings, only=self.names, skip=()))
-            self.alone[weights[0]] = regularizer
+            known[self.settings, self.names] = regularizer
         regularizer.weights = weights
-        for weight, row in zip(weights, regularizer.before_forward()):
-            write_values(node_state(weight).values, row)
+        rows = regularizer.before_forward()
         regularizer.steps += 1
         regularizer.weights = ()
+        return rows

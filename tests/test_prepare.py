@@ -154,6 +154,20 @@ def test_flags_of_single_modules_are_kept() -> None:
     assert model.norm.num_batches_tracked == 1
 
 
+def test_a_loss_over_two_forwards_holds_the_slope_once() -> None:
+    model, prepared, twin = pair()
+    prepared.attach(torch.optim.SGD(prepared.parameters(), lr=0.1))
+    first, second = batches(3)[:2]
+    for _ in range(2):
+        model.zero_grad()
+        twin.zero_grad()
+        (loss_of(prepared(first)) + loss_of(prepared(second))).backward()
+        (loss_of(twin(first)) + loss_of(twin(second)) + term(twin)).backward()
+        for a, b in zip(model.parameters(), twin.parameters()):
+            if b.grad is not None:
+                assert_within(a.grad if a.grad is not None else torch.zeros(0), b.grad, 1e4 * U)
+
+
 @pytest.mark.parametrize("how", ["micro_batches", "scaler", "both"])
 def test_accumulated_and_scaled_gradients_hold_the_whole_slope_once(how: str) -> None:
     model, prepared, twin = pair()
@@ -324,3 +338,37 @@ def test_what_cannot_be_prepared_is_refused_with_the_reason() -> None:
         ggpass.prepare(Branch(), torch.randn(3), passes=())
     with pytest.raises(InputError, match="acts beside"):
         ggpass.prepare(model, passes=()).attach(torch.optim.SGD(model.parameters()))
+
+
+def test_a_transformer_with_its_own_loss_trains_as_eagerly_with_the_term() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(
+        vocab_size=40, max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes
+    )
+    model = transformers.BertForSequenceClassification(config).double().train()
+    twin = copy.deepcopy(model)
+
+    def batch(size: int) -> dict[str, Tensor]:
+        mask = torch.ones(size, 7, dtype=torch.long)
+        mask[1:, 5:] = 0
+        ids = torch.randint(0, 40, (size, 7))
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(0, 2, (size,))}
+
+    prepared = ggpass.prepare(model, kwargs=batch(4), passes=COUPLED)
+    mine, theirs = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (model, twin))
+    prepared.attach(mine)
+    for size in (4, 4, 3):
+        inputs = batch(size)
+        out = prepared(**inputs)
+        assert type(out) is type(twin(**inputs))
+        for loss, optimizer in ((out.loss, mine), (twin(**inputs).loss + term(twin), theirs)):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert prepared.config is config
+    same(model, twin, 3)
+    prepared.eval()
+    inputs.pop("labels")
+    with torch.no_grad():
+        assert_within(prepared(**inputs).logits, twin(**inputs).logits, 1e4 * U)

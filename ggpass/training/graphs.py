@@ -25,8 +25,13 @@ def training_flags(model: nn.Module) -> tuple[bool, ...]:
 def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """What besides sizes tells one traced call from another: the structure, dtypes, devices and plain values."""
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    kinds = tuple((x.dtype, x.device, x.dim()) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return spec, kinds
+    return spec, tuple(_kind(leaf) for leaf in leaves)
+
+
+def _kind(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.device, leaf.dim()
+    return type(leaf), leaf if isinstance(leaf, Hashable) else repr(leaf)
 
 
 @dataclass

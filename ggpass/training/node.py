@@ -1,5 +1,6 @@
 """The rate node: w → w forward, g → g + s·λ·∂R/∂w backward, with R the bits of w under its generalized Gaussian."""
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 #: What a weight's node reads, in this order.
@@ -18,6 +20,8 @@ def node_values(
     log_factor: float = -math.inf, shape: float = 1.0, epsilon: float = 0.0, loss_scale: float = 1.0
 ) -> Tensor:
     """(ln τ, ν, ε, s) of one weight as one tensor, written in place from step to step: no graph is traced again.
+
+    A forward copies it, and its backward computes with that copy.
 
     Args:
         log_factor: ln τ, the factor of sign(w)·(|w| + ε)^(ν−1); τ = λν/(α^ν ln 2) for λ in loss per bit. At −∞, as
@@ -42,8 +46,8 @@ class _RateNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        # Beside autograd's own: what the next step writes there must not count as a change of a saved tensor.
-        ctx.values = values
+        # What this forward takes with it: another one may write to the tensor before this one's backward.
+        ctx.values = values.clone()
         return weight.view_as(weight)
 
     @staticmethod
@@ -82,29 +86,73 @@ def rate_node(weight: Tensor, values: Tensor) -> Tensor:
     return result
 
 
-#: What brings nodes up to date: returns (ln τ, ν, ε, s) of each weight that it feeds, in its own order.
-Feeder = Callable[[], Sequence[tuple[float, float, float, float | Tensor]]]
+#: (ln τ, ν, ε, s) of one weight; a gradient scaler's s is a tensor, which may live on a device.
+Row = tuple[float, float, float, float | Tensor]
+
+#: What brings nodes up to date: returns the row of each weight that it feeds, in its own order.
+Feeder = Callable[[], Sequence[Row]]
 
 
 @dataclass
 class NodeState:
     """What the nodes of one weight share, in whichever graphs they are.
 
+    A backward that passes several nodes of one weight must add the slope once: graphs on both sides of a graph break,
+    or a loss over two forwards. So the first forward takes the slope with it, and until a gradient has arrived at the
+    weight the nodes of further forwards are idle. A forward with gradients on whose backward never comes thus costs
+    the next backward its slope: evaluate under `torch.no_grad()`.
+
     Attributes:
-        values: (4,), on the weight's device; the nodes read it in the backward.
-        carried: whether a graph with the weight's node ran since the last optimizer step, so that the step must not
-            add the slope itself.
-        feed: asked for the values ahead of every training forward, and which of its weights this one is.
+        values: (4,), on the weight's device.
+        taken: whether a forward has taken the slope, and its backward has not come yet.
+        carried: whether a backward brought the slope since the last optimizer step, which then must not add it.
+        feed: asked for the values ahead of a training forward, and which of its weights this one is.
+        watch: the hook on the weight.
     """
 
     values: Tensor
+    taken: bool = False
     carried: bool = False
     feed: "tuple[weakref.WeakMethod[Feeder], int] | None" = None
+    watch: RemovableHandle | None = None
 
-    @property
-    def fed(self) -> bool:
-        """Whether something alive feeds it."""
-        return self.feed is not None and self.feed[0]() is not None
+    def row(self, rows: dict[Feeder, Sequence[Row]]) -> Row | None:
+        """What its feeder says, each feeder asked once; None without one."""
+        feeder = self.feed[0]() if self.feed is not None else None
+        if feeder is None or self.feed is None:
+            return None
+        if feeder not in rows:
+            rows[feeder] = feeder()
+        return rows[feeder][self.feed[1]]
+
+    def take(self, weight: Tensor, row: Row) -> None:
+        """Write the row for the forward that comes, or idle values where another forward has the slope."""
+        if self.taken:
+            self.values[:1].fill_(-math.inf)
+            return
+        *numbers, scale = row
+        if isinstance(scale, Tensor):  # nothing waits for the device where it lives
+            self.values[:3].copy_(torch.tensor(numbers, dtype=self.values.dtype))
+            self.values[3:].copy_(scale.reshape(1))
+        else:
+            self.values.copy_(torch.tensor((*numbers, scale), dtype=self.values.dtype))
+        if weight.is_leaf and weight.requires_grad:
+            self.taken = True
+            if self.watch is None:
+                self.watch = weight.register_hook(unserializable_hook(functools.partial(NodeState._arrived, self)))
+
+    def _arrived(self, gradient: Tensor) -> None:
+        """The gradient of one backward, summed over all uses, is at the weight."""
+        self.carried = self.carried or (self.taken and not gradient.is_sparse)
+        self.taken = False
+
+    def stop(self) -> None:
+        """Idle from now on."""
+        self.feed, self.taken, self.carried = None, False, False
+        self.values.copy_(node_values())
+        if self.watch is not None:
+            self.watch.remove()
+            self.watch = None
 
 
 #: Parameter -> NodeState, while the Parameter lives. Compiled graphs are shared by modules: only the tensors of a call
@@ -136,38 +184,29 @@ def stop_feeding(weights: Sequence[Tensor], feeder: Feeder) -> None:
     for weight in weights:
         state: NodeState | None = _STATES.get(weight)
         if state is not None and state.feed is not None and state.feed[0]() == feeder:
-            state.feed, state.carried = None, False
-            state.values.copy_(node_values())
+            state.stop()
 
 
 @torch.no_grad()
-def ready_nodes(weights: Sequence[Tensor]) -> list[Tensor]:
+def ready_nodes(weights: Sequence[Tensor], alone: Callable[[], Sequence[Row]] | None = None) -> list[Tensor]:
     """Bring the nodes of these weights up to date, ahead of a training forward through them.
 
+    Args:
+        weights: those whose nodes are in the graph.
+        alone: gives the rows where nothing feeds any of the weights; None: they are idle then.
+
     Returns:
-        The values of each.
+        The values of each, which the next call writes again.
     """
     states = [node_state(weight) for weight in weights]
-    rows: dict[Feeder, Sequence[tuple[float, float, float, float | Tensor]]] = {}
-    for state in states:
-        feeder = state.feed[0]() if state.feed is not None else None
-        if feeder is None or state.feed is None:
-            continue
-        if feeder not in rows:
-            rows[feeder] = feeder()
-        state.carried = True
-        write_values(state.values, rows[feeder][state.feed[1]])
+    asked: dict[Feeder, Sequence[Row]] = {}
+    rows: Sequence[Row | None] = [state.row(asked) for state in states]
+    if not asked and alone is not None:
+        rows = alone()
+    for weight, state, row in zip(weights, states, rows):
+        if row is not None:
+            state.take(weight, row)
     return [state.values for state in states]
-
-
-def write_values(values: Tensor, row: tuple[float, float, float, float | Tensor]) -> None:
-    """Write (ln τ, ν, ε, s) into a node's values, in place."""
-    *numbers, scale = row
-    if isinstance(scale, Tensor):  # a gradient scaler's, which may live on a device: nothing waits for it
-        values[:3].copy_(torch.tensor(numbers, dtype=values.dtype))
-        values[3:].copy_(scale.reshape(1))
-    else:
-        values.copy_(torch.tensor((*numbers, scale), dtype=values.dtype))
 
 
 def take_carried(weight: Tensor) -> bool:
