@@ -21,13 +21,14 @@ class BackSlashCallback(pl.Callback):
     """Trainer(callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the module's own optimizers.
 
     1. Each step of an optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
-    2. The number of steps comes from the Trainer, so that schedules may be given in shares.
+    2. The number of steps comes from the Trainer, so that schedules may be given in shares; not where a fit has no end
+       or a module has several optimizers: give `total_steps` there, in steps of the first one.
     3. `bits_per_weight`, `rate_strength` (λ) and `zeros` are logged at every step, and the progress bar shows them.
     4. The state goes into Lightning's checkpoints, as numbers and one tensor, and `fit(ckpt_path=…)` continues bit
        for bit.
 
-    Works with DDP and ModelParallelStrategy (FSDP2); several optimizers are stepped in their order. FSDPStrategy and
-    DeepSpeed flatten the weights, and are refused.
+    FSDPStrategy and DeepSpeed keep flat copies of the weights: shard with ModelParallelStrategy (FSDP2) instead.
+    Several optimizers are stepped in their order.
 
     Attributes:
         regularizer: the Regularizer of the current or the last fit; None before the first.
@@ -64,7 +65,9 @@ class BackSlashCallback(pl.Callback):
         saved, self._saved = self._saved, None
         self._first_step = saved["first_step"] if saved else trainer.global_step
         total = trainer.estimated_stepping_batches
-        steps = None if math.isinf(total) else max(1, int(total) - self._first_step)
+        # With several optimizers Lightning's count is of all their steps.
+        countable = len(trainer.optimizers) == 1 and not math.isinf(total) and total > 0
+        steps = max(1, int(total) - self._first_step) if countable else None
         regularizer = self._attachment.attach(pl_module, trainer.optimizers, steps)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         regularizer.scale_nodes(scaler, trainer.accumulate_grad_batches)

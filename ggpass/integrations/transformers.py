@@ -31,7 +31,7 @@ class BackSlashCallback(TrainerCallback, ExportableState):
     4. The state is saved in each checkpoint's `trainer_state.json`, as plain numbers, and
        `train(resume_from_checkpoint=…)` continues bit for bit, from wherever the checkpoint was moved.
 
-    Works with DDP and FSDP2. DeepSpeed and FSDP1 flatten the weights, and are refused.
+    Works with DDP and FSDP2. DeepSpeed and FSDP1 keep flat copies of the weights: use FSDP2.
 
     Attributes:
         regularizer: the Regularizer of the current or the last training; None before the first.
@@ -63,10 +63,15 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         """Attach, and continue from the checkpoint that the Trainer has loaded.
 
         Raises:
-            WeightError, InputError: as `BackSlash.attach`; or an optimizer that is not torch's.
+            WeightError, InputError: as `BackSlash.attach`; an optimizer that is not torch's, two of this callback.
         """
         name = type(self).__name__
-        saved = (state.stateful_callbacks.get(name) or {}).get("attributes", {}).get("saved")
+        states: Any = state.stateful_callbacks
+        entry = states.get(name) or {}
+        if isinstance(entry, list):
+            raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
+        # Before the first step the entry is of this object itself: of an earlier training, if it had one.
+        saved = entry.get("attributes", {}).get("saved") if state.global_step else None
         self._first_step = saved["first_step"] if saved else state.global_step
         model: nn.Module = kwargs["model"]
         optimizer = kwargs["optimizer"]
@@ -81,7 +86,7 @@ class BackSlashCallback(TrainerCallback, ExportableState):
                 name,
             )
         # The Trainer adds to this entry when it saves, and fails where there is none.
-        state.stateful_callbacks.setdefault(name, {})
+        states.setdefault(name, {})
 
     def on_log(
         self,
