@@ -135,10 +135,12 @@ def test_the_loss_scale_multiplies_the_slope_alone() -> None:
     assert torch.equal(slopes[0] * 1024, slopes[1])  # type: ignore[operator]
 
 
-def test_values_written_before_the_backward_are_the_ones_it_reads() -> None:
+def test_a_forward_takes_its_values_with_it() -> None:
     weight, values = torch.randn(3, 3, requires_grad=True), node_values()
-    out = rate_node(weight, values).sum()
+    rate_node(weight, values).sum()
     values.copy_(values_of(0.1, 1.0, 1.0, 0.0))
+    out = rate_node(weight, values).sum()
+    values.copy_(node_values())
     out.backward()
     assert weight.grad is not None
     assert not torch.equal(weight.grad, torch.ones(3, 3))
@@ -235,14 +237,17 @@ def test_a_fed_node_is_told_from_an_idle_one_and_states_die_with_their_weights()
     gc.collect()
     before = len(_STATES)
     regularizer = BackSlash(mode="coupled", strength=0.2).attach(model, optimizer)
-    ready_nodes([model.weight, idle])
-    assert take_carried(model.weight)
-    assert not take_carried(model.weight)
-    assert not take_carried(idle)
-    assert node_state(model.weight).values[0] > -math.inf
+    for _ in range(2):
+        values = [v.clone() for _ in range(2) for v in ready_nodes([model.weight, idle])]
+        assert [bool(v[0] > -math.inf) for v in values] == [True, False, False, False], "the first forward takes it"
+        assert not take_carried(model.weight), "no backward has come"
+        (rate_node(model.weight, values[0]).sum() + rate_node(idle, values[1]).sum()).backward()
+        assert take_carried(model.weight)
+        assert not take_carried(model.weight)
+        assert not take_carried(idle)
     regularizer.detach()
     assert node_state(model.weight).values[0] == -math.inf
-    assert not node_state(model.weight).fed
+    assert node_state(model.weight).feed is None
     del regularizer, optimizer, model, idle
     gc.collect()
     assert len(_STATES) <= before
