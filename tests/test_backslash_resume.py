@@ -184,7 +184,7 @@ def test_nan_is_told_once_and_leaves_the_rest_alone(caplog: pytest.LogCaptureFix
         trained[2].bits()
 
 
-def test_a_closure_is_one_step_and_no_place_for_the_coupled_modes() -> None:
+def test_a_closure_is_one_step() -> None:
     model = nn.Linear(4, 2)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
 
@@ -199,9 +199,32 @@ def test_a_closure_is_one_step_and_no_place_for_the_coupled_modes() -> None:
         assert regularizer.steps == 1
     optimizer.step(closure)
     assert regularizer.steps == 1, "detached"
-    BackSlash(strength=0.01, mode="coupled").attach(model, optimizer)
-    with pytest.raises(InputError, match=r"step\(closure\)"):
-        optimizer.step(closure)
+
+
+def test_the_coupled_slope_joins_gradients_made_in_a_closure() -> None:
+    results = []
+    for in_closure in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        BackSlash(strength=0.1, mode="coupled").attach(model, optimizer)
+
+        def closure(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> float:
+            with torch.enable_grad():
+                optimizer.zero_grad()
+                loss = model(torch.ones(3, 4)).square().mean()
+                loss.backward()
+            return loss.item()
+
+        for _ in range(3):
+            if in_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        results.append(model.weight.detach().clone())
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], torch.zeros_like(results[0]))
 
 
 def test_each_weight_takes_the_rate_of_its_group() -> None:

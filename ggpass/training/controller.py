@@ -13,7 +13,10 @@ FOLLOW = 0.3
 #: A miss of the target by this share is nothing to tell.
 TOLERANCE = 0.03
 
-#: |ln(bits after / bits before)| that λ may bring about from one measurement to the next.
+#: Measurements in a row that show that a target needs no rate, and not that it was overshot a little.
+PATIENCE = 10
+
+#: |ln(bits after / bits before)| that λ may bring about from one measurement to the next, beside undoing the growth.
 LARGEST_DROP = 0.2
 
 
@@ -31,8 +34,10 @@ class Controller:
         ramp: steps in which the plan goes from the start to the target, by equal factors.
         start_bits, start_step: the first measurement, and when it was.
         growth: running mean of ln(bits measured / bits forecast) of an interval.
+        rate: learning rate at the last measurement, in the mean over the weights. The growth is taken to be
+            proportional to it: as the rate decays, a λ for yesterday's growth would overshoot, and few bits come back.
         forecast: bits expected at the next measurement but for growth; NaN before the first.
-        told: whether it was said that the target needs no rate.
+        idle: measurements in a row at which the target needed no rate.
     """
 
     target: float
@@ -40,41 +45,45 @@ class Controller:
     start_bits: float = math.nan
     start_step: int = 0
     growth: float = 0.0
+    rate: float = 0.0
     forecast: float = math.nan
-    told: bool = False
+    idle: int = 0
 
     def planned(self, step: int) -> float:
         """The bits that the plan wants at a step."""
         done = min(1.0, (step - self.start_step) / max(1, self.ramp))
         return float(self.start_bits ** (1 - done) * self.target**done)
 
-    def needed_drop(self, step: int, next_step: int, bits: float) -> float:
+    def needed_drop(self, step: int, next_step: int, bits: float, rate: float = 1.0) -> float:
         """ln of the factor that the rate is to apply to the bits until the next measurement; at most 0.
 
         Args:
             step: optimizer steps so far.
             next_step: when the bits are measured next.
             bits: measured now, a weight.
+            rate: learning rate now, in the mean over the weights.
         """
         if math.isnan(self.start_bits):
             self.start_bits, self.start_step = max(bits, self.target), step
         elif bits > 0 and self.forecast > 0:
             self.growth += FOLLOW * (math.log(bits / self.forecast) - self.growth)
+            self.growth *= min(2.0, rate / self.rate) if self.rate > 0 else 1.0
+        self.rate = rate
         if bits <= 0:
             return 0.0
         now, then = self.planned(step), self.planned(next_step)
-        drop = math.log(then / now) + CORRECTION * math.log(now / bits) - self.growth
-        return max(-LARGEST_DROP, min(0.0, drop))
+        wanted = math.log(then / now) + CORRECTION * math.log(now / bits)
+        return min(0.0, max(-LARGEST_DROP, wanted) - max(-LARGEST_DROP, min(2 * LARGEST_DROP, self.growth)))
 
     def expect(self, bits: float, drop: float) -> None:
         """Note what the chosen λ is forecast to do: bits·e^drop at the next measurement."""
         self.forecast = bits * math.exp(drop)
 
     def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
-        """Whether the plan has ended and the bits are below the target with λ = 0; true once at most."""
-        surplus = step >= self.start_step + self.ramp and strength == 0 and bits < (1 - TOLERANCE) * self.target
-        self.told, first = self.told or surplus, not self.told
-        return surplus and first
+        """Whether the bits are below the target without λ, long after the plan has ended; true once at most."""
+        surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
+        self.idle = self.idle + 1 if surplus else 0
+        return self.idle == PATIENCE
 
     def surplus(self, bits: float) -> str:
         """What to tell where the target needs no rate."""
@@ -99,7 +108,7 @@ def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> flo
         largest: taken where even its drop is too small.
 
     Returns:
-        λ whose drop misses the wanted one by at most 2 % of it; the best bracket's end where 12 tries are not enough.
+        λ whose drop misses the wanted one by at most 2 % of it; the last one tried where 24 tries are not enough.
     """
     if drop >= 0 or largest <= 0:
         return 0.0
@@ -108,7 +117,7 @@ def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> flo
     if above >= 0:
         return largest
     middle = high
-    for _ in range(12):
+    for _ in range(24):
         middle = (low * above - high * below) / (above - below)
         miss = drop_of(middle) - drop
         if abs(miss) <= 0.02 * -drop:

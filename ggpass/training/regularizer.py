@@ -18,6 +18,7 @@ from ggpass.training.fits import Fits
 from ggpass.training.forecast import forecast
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding, take_carried
+from ggpass.training.on_grid import ExactWeights
 from ggpass.training.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.training.proximal import Slope, add_slope_, shrink_
 from ggpass.training.selection import bits_of_megabytes, select
@@ -69,6 +70,7 @@ class Regularizer:
             self._controller = Controller(target, settings.schedule.steps(settings.schedule.ramp, settings.total_steps))
         self._strength = settings.strength or 0.0
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
+        self._exact = ExactWeights()
         self._optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[RemovableHandle] = []
 
@@ -127,7 +129,8 @@ class Regularizer:
         if skipped(optimizer):
             return None
         in_tail = self.settings.schedule.in_tail(self.steps, self.settings.total_steps)
-        if self.coupled and not in_tail and has_closure(args, kwargs):  # its gradients come to be inside the step
+        inside = (self.coupled and not in_tail) or self._exact  # what has to wait for the closure's gradients
+        if inside and has_closure(args, kwargs):
             return after_closure(args, kwargs, lambda: self.before_step(optimizer))
         self.before_step(optimizer)
         return None
@@ -184,6 +187,7 @@ class Regularizer:
             optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
+        self._exact.restore_((self.names[i], weight) for i, weight in self._of(rates))
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
         elif self.coupled:
@@ -207,6 +211,8 @@ class Regularizer:
             if self._is_clock(optimizer) and self._due():
                 self._refit(rates)
             self._step_weights(rates)
+        if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
+            self._exact.round_(((self.names[i], weight) for i, weight in self._of(rates)), self.settings.step)
         self.steps += self._is_clock(optimizer)
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
@@ -277,7 +283,8 @@ class Regularizer:
         interval, total = self.settings.interval, self.settings.total_steps
         if total is not None:
             interval = min(interval, max(1, total - self.steps))
-        drop = controller.needed_drop(self.steps, self.steps + interval, bits)
+        mean_rate = sum(rates.values()) / len(rates)
+        drop = controller.needed_drop(self.steps, self.steps + interval, bits, mean_rate)
         factor = interval * self.settings.schedule.factor(self.steps, total)
         chosen = [(i, w) for i, w in self._of(rates) if i not in self.fits.broken and w.grad is not None]
         slopes = [self._slope(i, self.fits.log_slope(i) + _log(factor * rates[id(w)])) for i, w in chosen]
@@ -316,7 +323,10 @@ class Regularizer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continuation bit for bit needs beside the weights: plain numbers and one tensor."""
+        """All that a continuation bit for bit needs beside the weights: plain numbers and tensors.
+
+        On the grid, the exact weights too.
+        """
         state: dict[str, Any] = {
             "steps": self.steps,
             "weights": self.count,
@@ -327,6 +337,8 @@ class Regularizer:
         }
         if self._controller is not None:
             state["controller"] = self._controller.state_dict()
+        if self._exact:
+            state["exact_weights"] = dict(self._exact.tensors)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -348,6 +360,7 @@ class Regularizer:
         self._fitted_at = -1
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
+        self._exact.load(state.get("exact_weights", {}), dict(zip(self.names, self.weights)))
 
 
 def _log(value: float) -> float:

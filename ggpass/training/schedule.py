@@ -19,11 +19,14 @@ class Schedule:
             after it holds the target, while the learning rate decays.
         tail: the last span trains without the rate. Weights that are exactly zero when it begins stay zero, so that
             the bits won do not leak away.
+        on_grid: in this last span the model runs on the grid: it holds Δ·round(θ/Δ), and what is stepped are exact
+            weights beside it, so that training makes up for the rounding. The trained model is on the grid.
     """
 
     warm_up: Span = 0
     ramp: Span = 0.6
     tail: Span = 0
+    on_grid: Span = 0
 
     def __post_init__(self) -> None:
         for name, span in self._spans():
@@ -35,13 +38,13 @@ class Schedule:
                 )
 
     def _spans(self) -> tuple[tuple[str, Span], ...]:
-        return (("warm_up", self.warm_up), ("ramp", self.ramp), ("tail", self.tail))
+        return (("warm_up", self.warm_up), ("ramp", self.ramp), ("tail", self.tail), ("on_grid", self.on_grid))
 
     def check(self, total_steps: int | None) -> None:
         """Raise InputError where a share has no whole, or warm-up and tail leave no step between them."""
         if total_steps is None:
-            for name, span in (("warm_up", self.warm_up), ("tail", self.tail)):
-                if span and (isinstance(span, float) or name == "tail"):
+            for name, span in self._spans():
+                if span and name != "ramp" and (isinstance(span, float) or name != "warm_up"):
                     raise InputError(f"{name}={span!r} needs total_steps=, the number of optimizer steps in all")
         elif self.steps(self.warm_up, total_steps) + self.steps(self.tail, total_steps) > total_steps:
             raise InputError(
@@ -63,3 +66,11 @@ class Schedule:
     def in_tail(self, step: int, total_steps: int | None) -> bool:
         """Whether `step` belongs to the fine-tune tail."""
         return total_steps is not None and step >= total_steps - self.steps(self.tail, total_steps)
+
+    def on_grid_after(self, step: int, total_steps: int | None) -> bool:
+        """Whether the model is on the grid once `step` is done; the last step of all ends there."""
+        return (
+            total_steps is not None
+            and step + 1 >= total_steps - self.steps(self.on_grid, total_steps)
+            and (self.on_grid != 0)
+        )
