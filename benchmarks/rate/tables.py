@@ -1,0 +1,120 @@
+"""The tables and plots of one task."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from training.task import Task
+
+from . import initializers
+from .compare import Setting, fewest_bits, frontier, mean_and_error, settings_of, thresholds, tuned_adamw
+from .jobs import Result
+from .plans import METHODS, Plan
+
+
+def write(task: Task, plan: Plan, runs: dict[str, list[Result]], folder: Path) -> None:
+    """Write `TASK.md`, `TASK.png` and, where initializers were compared, `TASK-init.png`; show the tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(runs["curves"])
+    text = _table(task, plan, settings) + _controlled(runs["control"])
+    if runs["init"]:
+        text += initializers.table(runs["init"])
+        initializers.plot(task, runs["init"], folder / f"{task.name}-init.png")
+    (folder / f"{task.name}.md").write_text(text, encoding="utf-8")
+    _plot(task, plan, settings, folder / f"{task.name}.png")
+    Console().print(text, markup=False, soft_wrap=True)
+
+
+def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
+    adamw, least = tuned_adamw(settings), thresholds(task, settings)
+    scale, digits = (100.0, 2) if task.measure == "accuracy" else (1.0, 4)
+    lines = [
+        f"### {task.name}: {plan.seeds} seed{'s' if plan.seeds > 1 else ''}, {task.epochs} epochs",
+        "",
+        f"Tuned AdamW ({_words(adamw)}): {task.measure} {mean_and_error(adamw.test, scale, digits)} on the test set, "
+        f"{mean_and_error(adamw.held_out, scale, digits)} on held-out rows. Equal means at least "
+        f"{scale * least['test']:.{digits}f} and {scale * least['held_out']:.{digits}f}.",
+        "",
+        f"| method | bits a weight | against AdamW | against L1 | test {task.measure} | setting | "
+        "chosen on held-out rows: bits, test |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    bits: dict[str, float] = {}
+    for method in plan.settings:
+        best = fewest_bits(settings, method, least["test"], "test")
+        blind = fewest_bits(settings, method, least["held_out"], "held_out")
+        second = "none"
+        if blind is not None:
+            second = f"{mean_and_error(blind.bits)}, {mean_and_error(blind.test, scale, digits)}"
+        if best is None:
+            lines.append(f"| {METHODS[method]} | none reaches it | | | | | {second} |")
+            continue
+        bits[method] = statistics.fmean(best.bits)
+        less = [_less(bits[method], bits.get(rival)) if rival != method else "" for rival in ("adamw", "l1")]
+        lines.append(
+            f"| {METHODS[method]} | {mean_and_error(best.bits)} | {less[0]} | {less[1]} | "
+            f"{mean_and_error(best.test, scale, digits)} | {_words(best)} | {second} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _less(bits: float, rival: float | None) -> str:
+    return "" if rival is None else f"{100 * (bits / rival - 1):+.0f} %"
+
+
+def _words(setting: Setting) -> str:
+    parts: dict[str, Any] = {k: v for k, v in setting.setting.items() if k != "step"}
+    text = ", ".join(f"{name} {value:g}" for name, value in parts.items())
+    return text + (f", Δ 2^{math.log2(setting.step):g}" if setting.step else "")
+
+
+def _controlled(control: list[Result]) -> str:
+    if not control:
+        return ""
+    lines = ["", "| asked bits | reached | off by | test score at that grid |", "|---|---|---|---|"]
+    for result in control:
+        asked, reached = result["job"]["setting"]["target_bits"], result["rate"]["bits"]
+        step = result["job"]["setting"]["step"]
+        score = next((f"{point[4]:.4f}" for point in result["points"] if point[0] == step), "")
+        lines.append(f"| {asked:g} | {reached:.3f} | {100 * (reached / asked - 1):+.1f} % | {score} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(task: Task, plan: Plan, settings: list[Setting], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scale = 100 if task.measure == "accuracy" else 1
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for method, marker in zip(plan.settings, "osDv^P"):
+        points = frontier(settings, method)
+        if points:
+            bits, score, error = zip(*points)
+            axes.errorbar(
+                bits,
+                [scale * s for s in score],
+                [scale * e for e in error],
+                marker=marker,
+                markersize=4,
+                capsize=2,
+                linewidth=1.2,
+                label=METHODS[method],
+            )
+    least = thresholds(task, settings)["test"]
+    axes.axhline(scale * least, color="0.4", linestyle="--", linewidth=1, label="equal to tuned AdamW")
+    span = abs(0.06 * least) if task.measure == "accuracy" else abs(0.25 * least)
+    axes.set_ylim(scale * (least - span), None)
+    axes.set_xlim(0, 8)
+    axes.set_xlabel("bits a weight (zero-order entropy, all matrices)")
+    axes.set_ylabel(f"test {task.measure}" + (" (%)" if scale == 100 else " (nats a byte)"))
+    axes.set_title(f"{task.name}: mean ± standard error of {plan.seeds} seed{'s' if plan.seeds > 1 else ''}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

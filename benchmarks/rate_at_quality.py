@@ -1,0 +1,41 @@
+"""Bits at equal quality: BackSlash against AdamW and proximal L1, each tuned on held-out rows; tables and plots.
+
+    python benchmarks/rate_at_quality.py [--task mlp] [--quick] [--out out/rate]
+
+Every run's result is a file under `--out`; what is there already is not run again, so that it resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT.parent / "examples")]
+
+from rate.jobs import run_all, task_of  # noqa: E402
+from rate.plans import PLANS, quick  # noqa: E402
+from rate.tables import write  # noqa: E402
+
+
+def main(
+    task: Annotated[list[str] | None, typer.Option(help="Of these tasks alone.")] = None,
+    quickly: Annotated[bool, typer.Option("--quick", help="One seed and fewer settings: 15 minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Results, tables and plots.")] = Path("out/rate"),
+    workers: Annotated[int, typer.Option(help="Processes of one thread.")] = 2,
+) -> None:
+    """Run what is missing, then write the tables and the plots."""
+    for name in task or list(PLANS):
+        plan = quick(PLANS[name]) if quickly else PLANS[name]
+        runs = {
+            part: run_all(jobs, out / "runs", workers, f"{name}: {part}")
+            for part, jobs in (("curves", plan.curves()), ("control", plan.control()), ("init", plan.initializers()))
+        }
+        write(task_of(name, None), plan, runs, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
