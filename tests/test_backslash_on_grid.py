@@ -155,9 +155,9 @@ def test_a_skipped_step_leaves_both_as_they_are() -> None:
 
 
 def test_errors_name_what_is_missing() -> None:
-    with pytest.raises(InputError, match="on_grid=0.5 needs total_steps="):
+    with pytest.raises(InputError, match=r"on_grid=0\.5 needs total_steps="):
         BackSlash(strength=1.0, schedule=Schedule(on_grid=0.5))
-    with pytest.raises(InputError, match="on_grid=1.5"):
+    with pytest.raises(InputError, match=r"on_grid=1\.5"):
         Schedule(on_grid=1.5)
     model, optimizer, regularizer = build()
     train(model, optimizer, 0, TOTAL)

@@ -1,4 +1,4 @@
-"""w = Δ·round(θ/Δ): a model that runs on the grid it will be stored on, while its exact weights θ go on being trained."""
+"""w = Δ·round(θ/Δ): a model that runs on the grid it will be stored on, while exact weights θ go on being trained."""
 
 from collections.abc import Iterable, Mapping
 
