@@ -283,7 +283,7 @@ class Regularizer:
         interval, total = self.settings.interval, self.settings.total_steps
         if total is not None:
             interval = min(interval, max(1, total - self.steps))
-        mean_rate = sum(rates.values()) / len(rates)
+        mean_rate = sum(rates.values()) / max(1, len(rates))
         drop = controller.needed_drop(self.steps, self.steps + interval, bits, mean_rate)
         factor = interval * self.settings.schedule.factor(self.steps, total)
         chosen = [(i, w) for i, w in self._of(rates) if i not in self.fits.broken and w.grad is not None]
