@@ -143,6 +143,25 @@ def test_resumed_from_a_moved_checkpoint_it_ends_with_the_same_bits(
     assert state == expected
 
 
+def test_on_the_grid_the_exact_weights_are_in_a_file_beside(tmp_path: Path) -> None:
+    settings = {"strength": 1e-3, "refit_every": 3, "schedule": Schedule(on_grid=0.8)}
+    run = trainer(tmp_path / "out", BackSlashCallback(**settings))
+    run.train()
+    on_grid = run.model.bert.embeddings.word_embeddings.weight / 2.0**-6
+    assert torch.equal(on_grid, on_grid.round())
+    moved = tmp_path / "moved"
+    (tmp_path / "out/checkpoint-5").rename(moved)
+    with pytest.raises(InputError, match="name its folder"):
+        trainer(tmp_path / "out", BackSlashCallback(**settings)).train(resume_from_checkpoint=str(moved))
+    # Of another training in the same place, which must not be taken for it.
+    trainer(tmp_path / "out", BackSlashCallback(**settings), seed=5, max_steps=5).train()
+    with pytest.raises(InputError, match="name its folder"):
+        trainer(tmp_path / "out", BackSlashCallback(**settings)).train(resume_from_checkpoint=str(moved))
+    resumed = trainer(tmp_path / "out", BackSlashCallback(**settings), seed=7, resume_from_checkpoint=str(moved))
+    resumed.train(resume_from_checkpoint=str(moved))
+    assert same(weights(run), weights(resumed))
+
+
 def test_without_its_state_a_resumed_training_ends_elsewhere(
     unbroken: tuple[Path, Trainer, BackSlashCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import uuid
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ggpass.errors import InputError
+from ggpass.integrations import exact_weights
 from ggpass.integrations.attachment import Attachment
 from ggpass.training import RateSettings, Regularizer
 
@@ -16,6 +19,7 @@ try:
     from accelerate.optimizer import AcceleratedOptimizer
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
     raise ImportError(f"the Trainer's callback needs {error.name}: pip install 'ggpass[trainer]'") from error
 
@@ -30,6 +34,8 @@ class BackSlashCallback(TrainerCallback, ExportableState):
     3. `bits_per_weight`, `rate_strength` (λ) and `zeros` join the Trainer's logs, and with them the progress bar.
     4. The state is saved in each checkpoint's `trainer_state.json`, as plain numbers, and
        `train(resume_from_checkpoint=…)` continues bit for bit, from wherever the checkpoint was moved.
+    5. On the grid (`Schedule(on_grid=…)`), the exact weights lie beside it in a safetensors file. The Trainer does not
+       tell where it resumes from: a moved folder is named in `TrainingArguments(resume_from_checkpoint=…)` too.
 
     Works with DDP and FSDP2. DeepSpeed and FSDP1 keep flat copies of the weights: use FSDP2.
 
@@ -49,6 +55,8 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         """
         self._attachment = Attachment(settings, fields)
         self._first_step = 0
+        #: What the last saved state knows its file of exact weights by.
+        self._token = ""
 
     @property
     def regularizer(self) -> Regularizer | None:
@@ -78,7 +86,13 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         regularizer = self._attachment.attach(model, [_stepping(optimizer)], max(1, state.max_steps - self._first_step))
         regularizer.scale_nodes(getattr(optimizer, "scaler", None), args.gradient_accumulation_steps)
         if saved:
-            regularizer.load_state_dict(_from_json(saved["rate"]))
+            rate = _from_json(saved["rate"])
+            if saved["exact"]:
+                named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
+                folders = [*map(Path, named), _folder(args, state)]
+                weights = dict(zip(regularizer.names, regularizer.weights))
+                rate["exact_weights"] = exact_weights.load(folders, saved["exact"], weights)
+            regularizer.load_state_dict(rate)
         elif state.global_step:
             log.warning(
                 "the checkpoint of step %d holds no state of %s: the rate begins with this step",
@@ -104,6 +118,12 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         if state.log_history:
             state.log_history[-1].update(figures)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what is too large for `trainer_state.json`: the exact weights of a model that is on its grid."""
+        exact = self.regularizer.state_dict().get("exact_weights") if self.regularizer is not None else None
+        if exact:
+            exact_weights.save(_folder(args, state), exact, self._token, args.should_save)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -114,8 +134,16 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         """What the Trainer writes into `trainer_state.json`: numbers, lists and strings."""
         saved = None
         if self.regularizer is not None:
-            saved = {"first_step": self._first_step, "rate": _to_json(self.regularizer.state_dict())}
+            rate = self.regularizer.state_dict()
+            self._token = uuid.uuid4().hex
+            exact = self._token if rate.pop("exact_weights", None) else None
+            saved = {"first_step": self._first_step, "rate": _to_json(rate), "exact": exact}
         return {"args": dataclasses.asdict(self._attachment.settings), "attributes": {"saved": saved}}
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer puts the checkpoint of this step."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def _to_json(state: dict[str, Any]) -> dict[str, Any]:
