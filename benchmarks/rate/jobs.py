@@ -90,7 +90,7 @@ def run(job: Job) -> Result:
     result: Result = {"job": asdict(job), "seconds": round(seconds, 1), "losses": losses}
     if regularizer is not None:
         result["rate"] = {"bits": regularizer.bits(), "strength": regularizer.strength, "status": regularizer.status()}
-    points = grid_points(task, trained) if job.method != "init" else grid_points(task, trained, ())
+    points = grid_points(task, trained, _steps(job))
     result["points"] = [[p.step, p.bits, p.held_out.score, p.held_out.nll, p.test.score, p.test.nll] for p in points]
     if job.setting.get("keep"):
         from safetensors.torch import save_file
@@ -100,6 +100,15 @@ def run(job: Job) -> Result:
         state = {k: v.contiguous().clone() for k, v in trained.state_dict().items()}
         save_file(state, folder / f"{job.task}-{job.method}-{job.seed}.safetensors")
     return result
+
+
+def _steps(job: Job) -> tuple[float, ...]:
+    """The grids to measure on: a model that ends on a grid has one of its own, initializers need none."""
+    from training.grid_points import STEPS
+
+    if job.method == "init":
+        return ()
+    return (job.setting["step"],) if "grid" in job.setting or job.method == "controller" else STEPS
 
 
 def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list[Result]:
