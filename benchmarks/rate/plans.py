@@ -144,7 +144,7 @@ PLANS = {
             ),
             "l1-grid": _each((0.03,), lr=6e-3, step=2**-5, grid=0.5),
         },
-        targets=(3.0, 2.0),
+        targets=(2.0, 0.5),
         controlled={"lr": 6e-3, "step": 2**-5},
         inits=(3e-3, 6e-3),
         init_epochs=1,
@@ -158,7 +158,7 @@ PLANS = {
             "l1": _each((0.1, 0.3), lr=2e-4),
             "backslash-grid": _each((0.002, 0.005), lr=2e-4, step=2**-5, grid=0.5),
         },
-        targets=(2.0,),
+        targets=(1.0,),
         controlled={"lr": 2e-4, "step": 2**-5},
     ),
 }

@@ -25,7 +25,7 @@ def write(task: Task, plan: Plan, runs: dict[str, list[Result]], folder: Path) -
         text += initializers.table(runs["init"])
         initializers.plot(task, runs["init"], folder / f"{task.name}-init.png")
     (folder / f"{task.name}.md").write_text(text, encoding="utf-8")
-    _plot(task, plan, settings, folder / f"{task.name}.png")
+    _plot(task, plan, settings, runs["control"], folder / f"{task.name}.png")
     Console().print(text, markup=False, soft_wrap=True)
 
 
@@ -84,7 +84,7 @@ def _controlled(control: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(task: Task, plan: Plan, settings: list[Setting], path: Path) -> None:
+def _plot(task: Task, plan: Plan, settings: list[Setting], control: list[Result], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,6 +106,9 @@ def _plot(task: Task, plan: Plan, settings: list[Setting], path: Path) -> None:
                 linewidth=1.2,
                 label=METHODS[method],
             )
+    led = [(run["rate"]["bits"], scale * p[4]) for run in control for p in run["points"] if p[0]]
+    if led:
+        axes.plot(*zip(*led), "k*", markersize=8, label="BackSlash led to a target (one seed)")
     least = thresholds(task, settings)["test"]
     axes.axhline(scale * least, color="0.4", linestyle="--", linewidth=1, label="equal to tuned AdamW")
     span = abs(0.06 * least) if task.measure == "accuracy" else abs(0.25 * least)
