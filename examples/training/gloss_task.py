@@ -32,18 +32,28 @@ class Classifier(nn.Module):
         return self.head((hidden * weight).sum(1) / weight.sum(1))
 
 
-def gloss_task(folder: Path, train: int = 2000, epochs: int = 3, data: Path | str | None = None) -> Task:
-    """41 classes of definitions; `train` sentences, 1,500 held out, 3,000 to test on.
+def gloss_task(
+    folder: Path,
+    train: int = 2000,
+    epochs: int = 3,
+    data: Path | str | None = None,
+    held_out: int = 1500,
+    test: int = 3000,
+) -> Task:
+    """41 classes of definitions.
 
     Args:
         folder: of all-MiniLM-L6-v2: config, safetensors, tokenizer.
+        train, held_out, test: how many sentences.
+        epochs: of a whole training.
+        data: as `fetch.read` takes it.
 
     Raises:
         DataError: WordNet cannot be had.
     """
     from transformers import AutoModel, AutoTokenizer
 
-    parts = sample_glosses(train, 1500, 3000, data=data)
+    parts = sample_glosses(train, held_out, test, data=data)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows_of = {name: _encoded(tokenizer, getattr(parts, name)) for name in ("train", "held_out", "test")}
 
