@@ -103,7 +103,7 @@ PLANS = {
             "backslash": _each((0.0004, 0.0008, 0.0012), lr=3e-3, weight_decay=1.0, step=2**-5),
             "paper-code": _each((20.0, 100.0), lr=1e-3),
             "backslash-grid": (
-                *_each((0.0003, 0.0005, 0.0008, 0.0012), lr=3e-3, weight_decay=0.3, step=2**-4, grid=0.5),
+                *_each((0.0005, 0.0008, 0.0012, 0.0016), lr=3e-3, weight_decay=0.3, step=2**-4, grid=0.5),
                 *_each((0.0005, 0.001), lr=3e-3, weight_decay=0.3, step=2**-3.5, grid=0.5),
             ),
             "l1-grid": _each((0.04, 0.07, 0.1), lr=3e-3, step=2**-4, grid=0.5),
