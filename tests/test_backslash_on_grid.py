@@ -165,3 +165,36 @@ def test_errors_name_what_is_missing() -> None:
     state["exact_weights"]["0.weight"] = torch.zeros(3, 3)
     with pytest.raises(InputError, match=r"exact weights of 0\.weight"):
         Regularizer(model, regularizer.settings).load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_others_write_on_the_grid_are_those_that_go_on(dtype: torch.dtype) -> None:
+    """Loading weights between two steps of the span, as a return to the best checkpoint does: θ of before is gone."""
+    model, optimizer, _ = build(on_grid=0.5)
+    model.to(dtype)
+    loaded = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for step in range(TOTAL - 4):
+        optimizer.zero_grad()
+        x = torch.randn(8, 6, generator=torch.manual_seed(step)).to(dtype)
+        model(x).square().mean().backward()
+        optimizer.step()
+    model.load_state_dict(loaded)
+    with torch.no_grad():
+        model[2].weight[0] = 7 * STEP
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    rounded = (loaded["0.weight"].float() / STEP).round() * STEP
+    torch.testing.assert_close(model[0].weight.detach().float(), rounded, rtol=0, atol=0)
+    assert (model[2].weight[0] == 7 * STEP).all()
+
+
+def test_weights_trained_while_detached_are_those_that_go_on() -> None:
+    model, optimizer, regularizer = build(on_grid=0.5)
+    train(model, optimizer, 0, TOTAL - 4)
+    regularizer.detach()
+    train(model, optimizer, TOTAL - 4, TOTAL + 40)
+    trained = model[0].weight.detach().clone()
+    regularizer.attach(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert (model[0].weight - trained).abs().max() <= STEP / 2

@@ -15,6 +15,8 @@ class ExactWeights:
     The gradient is taken at the rounded weights and steps the exact ones (straight-through estimator: Bengio, Léonard
     & Courville 2013, arXiv 1308.3432), so that training makes up for the rounding.
     A Parameter is one of these from its first `round_` on. What is kept costs one more copy of the weights.
+    What others write into a Parameter between steps (`load_state_dict`, a mask, swapped averages) counts: where it is
+    no longer the rounded θ, it is the θ of the next step.
 
     Attributes:
         tensors: name -> θ, as the Parameter: its dtype, its device, its sharding.
@@ -27,11 +29,14 @@ class ExactWeights:
         return bool(self.tensors)
 
     @torch.no_grad()
-    def restore_(self, weights: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """w ← θ, ahead of an optimizer's step; weights that were never rounded stay."""
+    def restore_(self, weights: Iterable[tuple[str, nn.Parameter]], step: float) -> None:
+        """w ← θ where w is Δ·round(θ/Δ), ahead of an optimizer's step; weights that were never rounded stay."""
         for name, weight in weights:
             if name in self.tensors:
-                local_part(weight).copy_(local_part(self.tensors[name]))
+                here = local_part(weight.detach())
+                kept = local_part(self.tensors[name]).to(here.device)
+                # Written by others since: θ there is of weights that are gone.
+                here.copy_(torch.where(here == _on_grid(kept, step).to(here.dtype), kept.to(here.dtype), here))
 
     @torch.no_grad()
     def round_(self, weights: Iterable[tuple[str, nn.Parameter]], step: float) -> None:
@@ -41,8 +46,7 @@ class ExactWeights:
                 self.tensors[name] = weight.detach().clone()
             here, kept = local_part(weight.detach()), local_part(self.tensors[name])
             kept.copy_(here)
-            wide = here.to(torch.promote_types(here.dtype, torch.float32), copy=True)
-            here.copy_(wide.div_(step).round_().mul_(step))
+            here.copy_(_on_grid(here, step))
 
     def load(self, tensors: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]) -> None:
         """Continue with θ that were saved.
@@ -60,3 +64,9 @@ class ExactWeights:
             name: tensor.detach().clone().to(device=weights[name].device, dtype=weights[name].dtype)
             for name, tensor in tensors.items()
         }
+
+
+def _on_grid(weight: Tensor, step: float) -> Tensor:
+    """Δ·round(w/Δ) in the weight's dtype, computed in float32, or float64 where the weight is."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    return wide.div_(step).round_().mul_(step).to(weight.dtype)

@@ -187,7 +187,7 @@ class Regularizer:
             optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
-        self._exact.restore_((self.names[i], weight) for i, weight in self._of(rates))
+        self._exact.restore_(((self.names[i], weight) for i, weight in self._of(rates)), self.settings.step)
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
         elif self.coupled:
