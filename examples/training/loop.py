@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ggpass.passes import BackSlash
@@ -78,9 +78,8 @@ def train_with_bar(task: Task, recipe: Recipe, label: str, seed: int = 0) -> tup
     """`train`, with the loss and the bits per weight live in a progress bar."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        BarColumn(10),  # with what follows it fits into 80 columns
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns) as progress:
