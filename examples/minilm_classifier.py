@@ -16,6 +16,7 @@ from rich.console import Console
 from training.compare import Plan, compare
 from training.fetch import DataError
 from training.gloss_task import gloss_task
+from transformers import logging
 
 
 def main(
@@ -29,6 +30,8 @@ def main(
 ) -> None:
     """Fine-tune with AdamW, then with BackSlash at each target; show and save what came out."""
     console = Console()
+    logging.set_verbosity_error()  # the checkpoint's pooler is left out, and the loader would say so each time
+    logging.disable_progress_bar()
     count = sentences or (2000 if full else 256)
     parts = {} if full else {"held_out": 200, "test": 300}
     try:
