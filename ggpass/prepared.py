@@ -65,7 +65,6 @@ class PreparedModel(nn.Module):
         state["graphs"] = {}
         state["regularizers"] = []
         state["report"] = Report("prepare")
-        state["training"] = model.training
         # Trainers read the names of a forward's arguments.
         state["forward"] = functools.wraps(model.forward)(functools.partial(PreparedModel._run, self))
 
@@ -155,6 +154,16 @@ class PreparedModel(nn.Module):
     def ggpass_report(self) -> Report:
         """The report, where `ggpass.report` looks for it."""
         return self.report
+
+    @property
+    def training(self) -> bool:
+        """The model's own flag, whoever set it."""
+        return bool(self.__dict__["model"].training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "model" in self.__dict__:  # not yet while nn.Module sets up its attributes
+            self.model.training = mode
 
     def train(self, mode: bool = True) -> "PreparedModel":
         """The training graphs (True) or the eval graphs (False), and the model's own switch."""

@@ -293,6 +293,24 @@ def test_a_deep_copy_trains_apart_and_pickling_is_refused() -> None:
         torch.save(prepared, io.BytesIO())
 
 
+def test_training_says_which_graphs_run_whoever_switched() -> None:
+    """What evaluates in between, and goes back to the mode it found, goes back to training."""
+    model = Net(dropout=0.5).eval()  # as from_pretrained leaves a model
+    prepared = ggpass.prepare(model, torch.randint(0, 10, (8,)))
+    assert not prepared.training
+    prepared.train()
+    before = prepared.training
+    prepared.eval()
+    assert (before, prepared.training) == (True, False)
+    prepared.train(before)
+    assert model.training
+    model.eval()
+    assert not prepared.training
+    prepared.training = True
+    assert model.training
+    assert not nn.Sequential(prepared).eval()[0].training
+
+
 def test_deployment_takes_the_model_itself() -> None:
     model, prepared, _ = pair(dropout=0.5)
     lowered = ggpass.compile(prepared, target="rf8-reference")
