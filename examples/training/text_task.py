@@ -84,7 +84,7 @@ def text_task(data: Path | str | None = None) -> Task:
         nll = sum(_loss(model, part).double().item() * len(part) for part in parts) / len(splits[split])
         return Quality(-nll, nll)
 
-    return Task("byte-lm", build, epoch, _loss, quality, 5, BATCHES, 6e-3, 0.3, "−NLL", 0.01)
+    return Task("byte-lm", build, epoch, _loss, quality, 5, BATCHES, 1e-2, 0.3, "−NLL", 0.01)
 
 
 def _loss(model: nn.Module, windows: Tensor) -> Tensor:
