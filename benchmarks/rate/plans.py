@@ -115,13 +115,15 @@ PLANS = {
         task="cnn",
         seeds=3,
         settings={
-            "adamw": tuple({"lr": lr, "weight_decay": wd} for lr in (1e-3, 3e-3) for wd in (0.01, 0.3, 1.0)),
-            "l1": _each((0.02, 0.03, 0.05, 0.07, 0.1, 0.14), lr=3e-3),
-            "backslash-grid": (
-                *_each((0.0005, 0.0008, 0.0012, 0.0018), lr=3e-3, weight_decay=0.3, step=2**-4, grid=0.5),
-                *_each((0.0008, 0.0015), lr=3e-3, weight_decay=0.3, step=2**-3.5, grid=0.5),
+            "adamw": tuple(
+                {"lr": lr, "weight_decay": wd} for lr, wd in ((1e-3, 0.3), (3e-3, 0.01), (3e-3, 0.3), (3e-3, 1.0))
             ),
-            "l1-grid": _each((0.03, 0.06), lr=3e-3, step=2**-4, grid=0.5),
+            "l1": _each((0.03, 0.05, 0.07, 0.1), lr=3e-3),
+            "backslash-grid": (
+                *_each((0.0008, 0.0012, 0.0018), lr=3e-3, weight_decay=0.3, step=2**-4, grid=0.5),
+                {"strength": 0.0015, "lr": 3e-3, "weight_decay": 0.3, "step": 2**-3.5, "grid": 0.5},
+            ),
+            "l1-grid": _each((0.05,), lr=3e-3, step=2**-4, grid=0.5),
         },
         targets=(2.0, 1.0, 0.5),
         controlled={"lr": 3e-3, "step": 2**-5},
