@@ -64,11 +64,12 @@ def fewest_bits(settings: Iterable[Setting], method: str, threshold: float, spli
 
 def frontier(settings: Iterable[Setting], method: str, split: str = "test") -> list[tuple[float, float, float]]:
     """(mean bits, mean score, standard error of the score) that no other setting of the method beats in both."""
-    points = sorted(
+    points = [
         (statistics.fmean(s.bits), statistics.fmean(getattr(s, split)), standard_error(getattr(s, split)))
         for s in settings
         if s.method == method and s.step
-    )
+    ]
+    points.sort(key=lambda point: (point[0], -point[1]))
     best, kept = -math.inf, []
     for point in points:
         if point[1] > best:

@@ -136,8 +136,11 @@ PLANS = {
         seeds=3,
         settings={
             "adamw": tuple({"lr": lr, "weight_decay": wd} for lr, wd in ((6e-3, 0.3), (1e-2, 0.3), (1e-2, 1.0))),
-            "l1": _each((0.01, 0.03, 0.06), lr=1e-2),
-            "backslash-grid": _each((0.0006, 0.001, 0.0014), lr=1e-2, step=2**-5, grid=0.5),
+            "l1": _each((0.005, 0.01, 0.03), lr=1e-2, weight_decay=1.0),
+            "backslash-grid": (
+                {"strength": 0.0003, "lr": 1e-2, "weight_decay": 1.0, "step": 2**-5.5, "grid": 0.5},
+                *_each((0.0004, 0.0008), lr=1e-2, weight_decay=1.0, step=2**-5, grid=0.5),
+            ),
         },
         targets=(2.0, 0.5),
         controlled={"lr": 1e-2, "step": 2**-5},
