@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 def gloss_task(
     folder: Path,
     train: int = 2000,
-    epochs: int = 3,
+    epochs: int = 2,
     data: Path | str | None = None,
     held_out: int = 1500,
     test: int = 3000,
