@@ -98,11 +98,13 @@ class Regularizer:
                 "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and "
                 "the optimizer after fully_shard"
             )
-        if not learning_rates(optimizers, self.weights):
+        stepped = learning_rates(optimizers, self.weights)
+        if not stepped:
             raise InputError(
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
+        self._tell_what_is_off(optimizers, stepped)
         self._optimizers = optimizers
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
@@ -111,8 +113,36 @@ class Regularizer:
             feed(self.weights, self.before_forward)
         return self
 
+    def _tell_what_is_off(self, optimizers: tuple[Optimizer, ...], stepped: dict[int, float]) -> None:
+        """Warn of weights that no optimizer steps, and of those that another Regularizer steps too."""
+        idle = [name for name, weight in zip(self.names, self.weights) if id(weight) not in stepped]
+        if idle:
+            self._warn(
+                f"{len(idle)} of {len(self.names)} weights are in none of the optimizers ({_some(idle)}): they count "
+                "in the bits, and the others make up for them; freeze them first, or skip= them"
+            )
+        hooks = [hook for optimizer in optimizers for hook in optimizer._optimizer_step_post_hooks.values()]
+        others = [other for hook in hooks if isinstance(other := getattr(hook, "__self__", None), Regularizer)]
+        held = {id(weight) for other in others for weight in other.weights}
+        twice = [name for name, weight in zip(self.names, self.weights) if id(weight) in held]
+        if twice:
+            self._warn(
+                f"{_some(twice)}: another Regularizer is attached to this optimizer, and the rate of both acts; "
+                "detach() it, or skip= these weights in one"
+            )
+
+    def _warn(self, message: str) -> None:
+        self.report.notes.append(message)
+        log.warning(message)
+
     def detach(self) -> None:
         """Remove the hooks; the state stays."""
+        total = self.settings.total_steps
+        if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
+            self._warn(
+                f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
+                "on the grid; give the real number of optimizer steps"
+            )
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
@@ -187,6 +217,11 @@ class Regularizer:
             optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
+        if self.steps == self.settings.total_steps and self._is_clock(optimizer):
+            self._warn(
+                f"all total_steps={self.steps} are done and the optimizer goes on: the rate acts no more, zeros stay; "
+                "give the real number of optimizer steps"
+            )
         self._exact.restore_(((self.names[i], weight) for i, weight in self._of(rates)), self.settings.step)
         if self.settings.schedule.in_tail(self.steps, self.settings.total_steps):
             self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
@@ -275,8 +310,7 @@ class Regularizer:
             every = learning_rates(self._optimizers, self.weights) if self._optimizers else rates
             self._strength = self._lead(self._controller, counted.bits, every)
             if self._controller.needs_no_rate(self.steps, counted.bits, self._strength):
-                self.report.notes.append(message := self._controller.surplus(counted.bits))
-                log.warning(message)
+                self._warn(self._controller.surplus(counted.bits))
 
     def _lead(self, controller: Controller, bits: float, rates: dict[int, float]) -> float:
         """The λ that is forecast to take the bits where the plan wants them at the next measurement."""
@@ -344,6 +378,8 @@ class Regularizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; the weights and the optimizer load their own.
 
+        The settings stay as they are: a λ given as `strength` is the settings', not the state's.
+
         Raises:
             InputError: the state is of another model or of other settings.
         """
@@ -354,7 +390,8 @@ class Regularizer:
                 "load the state that was saved with the same model and settings"
             )
         self.steps = int(state["steps"])
-        self._strength = float(state["strength"])
+        if self.settings.has_target:
+            self._strength = float(state["strength"])
         self._measured = (float(state["measured_bits"]), float(state["measured_zeros"]))
         self.fits.load_tensor(state["fits"])
         self._fitted_at = -1
@@ -365,3 +402,7 @@ class Regularizer:
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
