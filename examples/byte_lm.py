@@ -36,6 +36,7 @@ def main(
         title=f"Byte LM on Austen: {TRAIN_BYTES // 1000} kB of text, {task.steps} steps, seed {seed}",
         targets=tuple(target_bits or ((3.0, 2.5, 2.0) if full else (2.5, 1.5))),
         step=2.0**-5,
+        finest=2,
         lr=task.lr,
         weight_decay=task.weight_decay,
     )

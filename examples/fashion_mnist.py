@@ -45,6 +45,7 @@ def main(
         title=f"Fashion-MNIST, {model.upper()}: {TRAIN_ROWS:,} images, {task.epochs} epochs, seed {seed}",
         targets=tuple(target_bits or ((1.5, 1.0, 0.6, 0.3) if full else (0.8, 0.4))),
         step=2.0**-4,
+        finest=2.5,
         lr=3e-3,
         weight_decay=0.3,
     )

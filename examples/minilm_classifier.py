@@ -44,6 +44,7 @@ def main(
         title=f"all-MiniLM-L6-v2 on WordNet's glosses: {count:,} sentences, {task.epochs} epochs, seed {seed}",
         targets=tuple(target_bits or ((2.5, 1.5) if full else (2.0,))),
         step=2.0**-5,
+        finest=2 if full else 1,
         lr=2e-4,
         weight_decay=0.01,
         refit_every=None if full else 4,

@@ -136,7 +136,7 @@ def test_a_model_off_its_grid_is_refused_and_leaves_no_file(tmp_path: Path) -> N
 
 # What a person sees.
 
-PLAN = Plan("A toy: 6 epochs, seed 0", (2.0, 1.0), 2.0**-3, 1e-2, 0.01)
+PLAN = Plan("A toy: 6 epochs, seed 0", (2.0, 1.0), 2.0**-3, 2, 1e-2, 0.01)
 
 
 @pytest.mark.parametrize(("measure", "tolerance"), [("accuracy", 0.05), ("−NLL", 0.2)])
@@ -172,19 +172,31 @@ def test_points_of_backslash_lie_on_its_own_grid(tmp_path) -> None:
     assert recipe.rate is not None
     assert (recipe.rate.step, recipe.rate.target_bits, recipe.rate.total_steps) == (2.0**-3, 1.0, 96)
     assert (recipe.lr, recipe.weight_decay) == (1e-2, 0.01)
+    assert [math.log2(step) for step in PLAN.steps] == [-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5]
     plain = PLAN.recipe(toy_task(), None)
     assert (plain.rate, plain.lr, plain.weight_decay) == (None, recipe.lr, recipe.weight_decay)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores, st.lists(scores, min_size=1), st.lists(scores, max_size=3))
+def test_the_plot_shows_all_of_backslash_and_adamw_where_it_holds(whole, rounded, own) -> None:
+    low, high = curve.limits(whole, rounded, own)
+    assert all(low < score < high for score in (whole, *own))
+    assert all(low < score < high for score in rounded if score > 0.95 * whole)
+    assert low > 0.9 * min([whole, *own]) - 0.15
 
 
 def commands() -> list[Callable[..., None]]:
     import byte_lm
     import fashion_mnist
+    import minilm_classifier
 
-    return [fashion_mnist.main, byte_lm.main]
+    return [fashion_mnist.main, byte_lm.main, minilm_classifier.main]
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command.__module__)
-def test_without_its_data_an_example_says_what_to_do_and_fails(command, tmp_path: Path) -> None:
+def test_without_its_data_an_example_says_what_to_do_and_fails(command, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("minilm_classifier.model_folder", lambda: tmp_path)
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, ["--data", str(tmp_path), "--out", str(tmp_path / "out")])

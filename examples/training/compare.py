@@ -20,9 +20,6 @@ from .loop import train_with_bar
 from .packed import on_grid, save_packed
 from .task import Recipe, Task
 
-#: Δ of AdamW's points: 2^-2.5 ... 2^-7.
-STEPS = tuple(2.0**-e for e in (2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,6 +29,7 @@ class Plan:
         title: of the table and the plot.
         targets: bits a weight that BackSlash is asked for, one model each.
         step: Δ of its grid.
+        finest: AdamW's model is rounded to 4Δ, 2√2Δ, 2Δ and so on down to Δ·2^−finest.
         lr, weight_decay: of AdamW, in all trainings alike.
         refit_every: optimizer steps between fits; None: what the length of the training asks for.
     """
@@ -39,9 +37,15 @@ class Plan:
     title: str
     targets: tuple[float, ...]
     step: float
+    finest: float
     lr: float
     weight_decay: float
     refit_every: int | None = None
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Δ of AdamW's points, two to an octave, the coarsest first."""
+        return tuple(self.step * 2 ** (2 - i / 2) for i in range(round(2 * (2 + self.finest)) + 1))
 
     def recipe(self, task: Task, target: float | None) -> Recipe:
         """AdamW, or AdamW with BackSlash led to a target; in the last half of the training on the grid."""
@@ -90,7 +94,7 @@ def _train(task: Task, plan: Plan, target: float | None, seed: int, console: Con
     module, _ = train_with_bar(task, plan.recipe(task, target), "AdamW" if target is None else f"{target:g} bits", seed)
     seconds = time.perf_counter() - start
     with console.status("measuring it on grids"):
-        points = grid_points(task, module, STEPS if target is None else (plan.step,))
+        points = grid_points(task, module, plan.steps if target is None else (plan.step,))
     name = "AdamW" if target is None else f"BackSlash, {target:g} asked"
     return Model(name, tuple(points), seconds, on_grid=target is not None), module
 
