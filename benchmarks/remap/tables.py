@@ -101,11 +101,16 @@ def plot(tasks: dict[str, list[Row]], path: Path, seed: int) -> None:
             panel.plot(x[-1], y[-1], "o", color=color, markersize=7, label=row["way"])
         start = rows[0]["before"]
         panel.plot(start["bits"], scale * start["grid_test"], "*", color="black", markersize=13, label="before")
+        # What lies within a point (or 4 % NLL) is mostly noise of one seed: it shall not fill the panel.
+        low, high = panel.get_ylim()
+        least, middle = (0.04 * abs(low) if name == "byte-lm" else 1.0), (low + high) / 2
+        if high - low < least:
+            panel.set_ylim(middle - least / 2, middle + least / 2)
         panel.set_title(TITLES[name])
         panel.set_xlabel("bits a weight, on the model's own grid")
         panel.set_ylabel("−NLL, test (nats a byte)" if name == "byte-lm" else "test accuracy (%)")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    figure.suptitle(f"DeepShape: after the remap (hollow) and after fine-tuning (filled), seed {seed}")
+    figure.suptitle(f"DeepShape: after the remap (hollow) and after fine-tuning (filled), seed {seed}", fontsize=11)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
