@@ -33,6 +33,8 @@ from ggpass.training.forecast import Forecast, sample_of
         ({"strength": 1.0, "schedule": Schedule(tail=5)}, "tail=5 needs total_steps="),
         ({"strength": 1.0, "schedule": Schedule(warm_up=0.5)}, "warm_up=0.5 needs total_steps="),
         ({"strength": 1.0, "total_steps": 10, "schedule": Schedule(warm_up=0.6, tail=5)}, "longer than total_steps=10"),
+        ({"target_bits": 1.0, "total_steps": 10, "schedule": Schedule(tail=5)}, "ramp=0.6 is not over when tail=5"),
+        ({"target_bits": 1.0, "total_steps": 10, "schedule": Schedule(ramp=7, tail=0.4)}, "shorten one of them"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, object], words: str) -> None:
@@ -159,3 +161,11 @@ def test_a_target_is_met_and_a_needless_one_is_told(caplog: pytest.LogCaptureFix
     regularizer = train(9.0)
     assert len([note for note in regularizer.report.notes if "at λ = 0" in note]) == 1
     assert regularizer.strength == 0
+
+
+@pytest.mark.parametrize(
+    ("goal", "schedule"),
+    [("target_bits", Schedule(tail=4)), ("target_bits", Schedule(ramp=1.0)), ("strength", Schedule(ramp=1.0, tail=5))],
+)
+def test_a_ramp_that_ends_ahead_of_the_tail_or_has_no_target_is_taken(goal: str, schedule: Schedule) -> None:
+    assert RateSettings(**{goal: 1.0}, total_steps=10, schedule=schedule).schedule is schedule  # type: ignore[arg-type]

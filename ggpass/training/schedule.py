@@ -20,7 +20,8 @@ class Schedule:
         tail: the last span trains without the rate. Weights that are exactly zero when it begins stay zero, so that
             the bits won do not leak away.
         on_grid: in this last span the model runs on the grid: it holds Δ·round(θ/Δ), and what is stepped are exact
-            weights beside it, so that training makes up for the rounding. The trained model is on the grid.
+            weights beside it, so that training makes up for the rounding. The trained model is on the grid; averages
+            of its weights (EMA, SWA) are not.
     """
 
     warm_up: Span = 0
@@ -50,6 +51,11 @@ class Schedule:
             raise InputError(
                 f"warm_up={self.warm_up!r} and tail={self.tail!r} are longer than total_steps={total_steps}"
             )
+
+    def ramp_ends(self, total_steps: int | None) -> bool:
+        """Whether the ramp, counted from the first step, is over when the tail begins; so it is without a tail."""
+        tail = self.steps(self.tail, total_steps)
+        return not tail or total_steps is None or self.steps(self.ramp, total_steps) + tail <= total_steps
 
     @staticmethod
     def steps(span: Span, total_steps: int | None) -> int:

@@ -81,6 +81,11 @@ class RateSettings:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} is a count of optimizer steps, at least 1, not {value!r}")
         self.schedule.check(self.total_steps)
+        if self.has_target and not self.schedule.ramp_ends(self.total_steps):
+            raise InputError(
+                f"ramp={self.schedule.ramp!r} is not over when tail={self.schedule.tail!r} begins, so that the target "
+                f"would be missed by far; shorten one of them in the schedule (total_steps={self.total_steps})"
+            )
 
     def _check_numbers(self) -> None:
         for name in ("target_bits", "target_megabytes", "step", "shape_max", "shape", "scale"):
