@@ -16,7 +16,7 @@ import typer
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "examples")]
 
-from rate.jobs import run_all, task_of  # noqa: E402
+from rate.jobs import read_all, run_all, task_of  # noqa: E402
 from rate.plans import PLANS, quick  # noqa: E402
 from rate.tables import write  # noqa: E402
 
@@ -26,12 +26,13 @@ def main(
     quickly: Annotated[bool, typer.Option("--quick", help="One seed and fewer settings: 15 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Results, tables and plots.")] = Path("out/rate"),
     workers: Annotated[int, typer.Option(help="Processes of one thread.")] = 2,
+    dry: Annotated[bool, typer.Option("--dry", help="Run nothing: write what the runs that are there tell.")] = False,
 ) -> None:
-    """Run what is missing, then write the tables and the plots."""
+    """Run what is missing, resuming where a former run stopped, then write the tables and the plots."""
     for name in task or list(PLANS):
         plan = quick(PLANS[name]) if quickly else PLANS[name]
         runs = {
-            part: run_all(jobs, out / "runs", workers, f"{name}: {part}")
+            part: read_all(jobs, out / "runs") if dry else run_all(jobs, out / "runs", workers, f"{name}: {part}")
             for part, jobs in (("curves", plan.curves()), ("control", plan.control()), ("init", plan.initializers()))
         }
         write(task_of(name, None), plan, runs, out)

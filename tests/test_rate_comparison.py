@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from rate import jobs
-from rate.compare import fewest_bits, frontier, settings_of, standard_error, thresholds, tuned_adamw
+from rate.compare import fewest_bits, frontier, of_common_seeds, settings_of, standard_error, thresholds, tuned_adamw
 from rate.jobs import Job
 from rate.plans import PLANS, quick
 from training.task import Quality, Task
@@ -105,3 +105,14 @@ def test_baselines_get_as_many_settings_as_backslash(name: str) -> None:
     assert len(plan.settings["adamw"]) >= ours
     assert len(plan.settings["l1"]) >= ours
     assert len(quick(plan).curves()) < len(plan.curves())
+
+
+def test_only_seeds_that_every_setting_has_are_compared() -> None:
+    runs = [result("l1", 1, seed, [(0.1, 2, 0.5, 0.5)]) for seed in (0, 1, 2)]
+    runs += [result("l1", 2, seed, [(0.1, 2, 0.5, 0.5)]) for seed in (0, 2)]
+    assert [(r["job"]["setting"]["strength"], r["job"]["seed"]) for r in of_common_seeds(runs)] == [
+        (1, 0),
+        (1, 2),
+        (2, 0),
+        (2, 2),
+    ]

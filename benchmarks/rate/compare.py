@@ -31,6 +31,16 @@ class Setting:
     test: tuple[float, ...]
 
 
+def of_common_seeds(results: list[Result]) -> list[Result]:
+    """The results of those seeds that every setting was run with; a run that was cut short has fewer."""
+    seeds: dict[str, set[int]] = {}
+    for result in results:
+        job = result["job"]
+        seeds.setdefault(f"{job['method']} {sorted(job['setting'].items())}", set()).add(job["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    return [result for result in results if result["job"]["seed"] in common]
+
+
 def settings_of(results: Iterable[Result]) -> list[Setting]:
     """Every (method, setting, Δ) for which all seeds have a point."""
     groups: dict[str, list[Result]] = {}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -126,7 +126,13 @@ def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list
             for future in as_completed(futures):
                 _write(folder / f"{futures[future].key}.json", future.result())
                 progress.advance(bar)
-    return [json.loads((folder / f"{job.key}.json").read_text(encoding="utf-8")) for job in jobs]
+    return read_all(jobs, folder)
+
+
+def read_all(jobs: Iterable[Job], folder: Path) -> list[Result]:
+    """The results that are there already, in the order of the jobs."""
+    paths = [folder / f"{job.key}.json" for job in jobs]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def _missing(jobs: list[Job], folder: Path) -> list[Job]:
@@ -144,6 +150,3 @@ def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )
-
-
-Runner = Callable[[Iterable[Job], str], list[Result]]

@@ -11,7 +11,16 @@ from rich.console import Console
 from training.task import Task
 
 from . import initializers
-from .compare import Setting, fewest_bits, frontier, mean_and_error, settings_of, thresholds, tuned_adamw
+from .compare import (
+    Setting,
+    fewest_bits,
+    frontier,
+    mean_and_error,
+    of_common_seeds,
+    settings_of,
+    thresholds,
+    tuned_adamw,
+)
 from .jobs import Result
 from .plans import METHODS, Plan
 
@@ -19,7 +28,7 @@ from .plans import METHODS, Plan
 def write(task: Task, plan: Plan, runs: dict[str, list[Result]], folder: Path) -> None:
     """Write `TASK.md`, `TASK.png` and, where initializers were compared, `TASK-init.png`; show the tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(runs["curves"])
+    settings = settings_of(of_common_seeds(runs["curves"]))
     text = _table(task, plan, settings) + _controlled(runs["control"])
     if runs["init"]:
         text += initializers.table(runs["init"])
@@ -33,7 +42,7 @@ def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
     adamw, least = tuned_adamw(settings), thresholds(task, settings)
     scale, digits = (100.0, 2) if task.measure == "accuracy" else (1.0, 4)
     lines = [
-        f"### {task.name}: {plan.seeds} seed{'s' if plan.seeds > 1 else ''}, {task.epochs} epochs",
+        f"### {task.name}: {_seeds(adamw)}, {task.epochs} epochs",
         "",
         f"Tuned AdamW ({_words(adamw)}): {task.measure} {mean_and_error(adamw.test, scale, digits)} on the test set, "
         f"{mean_and_error(adamw.held_out, scale, digits)} on held-out rows. Equal means at least "
@@ -60,6 +69,10 @@ def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
             f"{mean_and_error(best.test, scale, digits)} | {_words(best)} | {second} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _seeds(setting: Setting) -> str:
+    return f"{len(setting.test)} seed{'s' if len(setting.test) > 1 else ''}"
 
 
 def _less(bits: float, rival: float | None) -> str:
@@ -116,7 +129,7 @@ def _plot(task: Task, plan: Plan, settings: list[Setting], control: list[Result]
     axes.set_xlim(0, 8)
     axes.set_xlabel("bits a weight (zero-order entropy, all matrices)")
     axes.set_ylabel(f"test {task.measure}" + (" (%)" if scale == 100 else " (nats a byte)"))
-    axes.set_title(f"{task.name}: mean ± standard error of {plan.seeds} seed{'s' if plan.seeds > 1 else ''}")
+    axes.set_title(f"{task.name}: mean ± standard error of {_seeds(tuned_adamw(settings))}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
