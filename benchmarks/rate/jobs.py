@@ -111,7 +111,7 @@ def _steps(job: Job) -> tuple[float, ...]:
     if "grid" in job.setting or job.method == "controller":
         return (job.setting["step"],)
     # Its evaluation takes as long as a seventh of its training.
-    return STEPS[6::3] if job.task == "minilm-classifier" else STEPS
+    return STEPS[8::3] if job.task == "minilm-classifier" else STEPS
 
 
 def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list[Result]:

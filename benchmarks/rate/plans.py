@@ -153,8 +153,11 @@ PLANS = {
         seeds=1,
         settings={
             "adamw": ({"lr": 1e-4, "weight_decay": 0.01}, {"lr": 2e-4, "weight_decay": 1.0}),
-            "l1": _each((0.1, 0.3), lr=2e-4),
-            "backslash-grid": _each((0.002, 0.005), lr=2e-4, step=2**-5, grid=0.5),
+            "l1": _each((0.03, 0.1), lr=2e-4, weight_decay=1.0),
+            "backslash-grid": (
+                {"strength": 0.002, "lr": 2e-4, "weight_decay": 1.0, "step": 2**-5, "grid": 0.5},
+                {"strength": 0.0005, "lr": 2e-4, "weight_decay": 1.0, "step": 2**-6, "grid": 0.5},
+            ),
         },
         targets=(1.0,),
         controlled={"lr": 2e-4, "step": 2**-5},

@@ -124,9 +124,11 @@ def _plot(task: Task, plan: Plan, settings: list[Setting], control: list[Result]
         axes.plot(*zip(*led), "k*", markersize=8, label="BackSlash led to a target (one seed)")
     least = thresholds(task, settings)["test"]
     axes.axhline(scale * least, color="0.4", linestyle="--", linewidth=1, label="equal to tuned AdamW")
-    span = abs(0.06 * least) if task.measure == "accuracy" else abs(0.25 * least)
-    axes.set_ylim(scale * (least - span), None)
-    axes.set_xlim(0, 8)
+    best = max(statistics.fmean(s.test) for s in settings)
+    below = 0.02 if task.measure == "accuracy" else 0.1
+    axes.set_ylim(scale * (least - below), scale * (best + below / 3))
+    shown = [bits for method in plan.settings for bits, score, _ in frontier(settings, method) if score > least - below]
+    axes.set_xlim(0, max(shown, default=8) + 0.2)
     axes.set_xlabel("bits a weight (zero-order entropy, all matrices)")
     axes.set_ylabel(f"test {task.measure}" + (" (%)" if scale == 100 else " (nats a byte)"))
     axes.set_title(f"{task.name}: mean ± standard error of {_seeds(tuned_adamw(settings))}")
