@@ -116,3 +116,14 @@ def test_only_seeds_that_every_setting_has_are_compared() -> None:
         (2, 0),
         (2, 2),
     ]
+
+
+def test_kept_runs_come_back_beside_those_that_are_there(tmp_path: Path) -> None:
+    runs = [result("l1", strength, 0, [(0.1, 2, 0.5, 0.5)]) for strength in (1, 2)]
+    jobs.keep([*runs, runs[0]], tmp_path / "runs.jsonl")
+    (tmp_path / "runs").mkdir()
+    mine = tmp_path / "runs" / f"{Job(**runs[0]['job']).key}.json"
+    mine.write_text('{"mark": 1}')
+    jobs.restore(tmp_path / "runs.jsonl", tmp_path / "runs")
+    assert jobs.read_all([Job(**run["job"]) for run in runs], tmp_path / "runs") == [{"mark": 1}, runs[1]]
+    jobs.restore(tmp_path / "nothing.jsonl", tmp_path / "runs")

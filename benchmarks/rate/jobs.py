@@ -129,6 +129,25 @@ def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list
     return read_all(jobs, folder)
 
 
+def restore(kept: Path, folder: Path) -> None:
+    """Put the runs that are kept in a file, one a line, into `folder`, where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+        result = json.loads(line)
+        path = folder / f"{Job(**result['job']).key}.json"
+        if not path.exists():
+            _write(path, result)
+
+
+def keep(results: Iterable[Result], kept: Path) -> None:
+    """Write runs to a file, one a line, in the order of their keys."""
+    found = {Job(**result["job"]).key: result for result in results}
+    lines = [json.dumps(found[key], separators=(",", ":")) + "\n" for key in sorted(found)]
+    beside = kept.with_suffix(".tmp")
+    beside.write_text("".join(lines), encoding="utf-8")
+    beside.replace(kept)
+
+
 def read_all(jobs: Iterable[Job], folder: Path) -> list[Result]:
     """The results that are there already, in the order of the jobs."""
     paths = [folder / f"{job.key}.json" for job in jobs]
