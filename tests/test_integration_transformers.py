@@ -39,8 +39,9 @@ STEPS = 10
 TARGET = {"target_bits": 1.5, "refit_every": 3, "schedule": Schedule(warm_up=0.2, tail=0.3)}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
+    """As many threads in the unbroken run, which a fixture of the module makes, as in those that resume."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
