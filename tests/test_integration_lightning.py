@@ -29,8 +29,9 @@ TARGET = {"target_bits": 2.0, "refit_every": 3, "schedule": Schedule(warm_up=0.2
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
+    """As many threads in the unbroken run, which a fixture of the module makes, as in those that resume."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
