@@ -107,7 +107,7 @@ def tolerance(task: Task) -> str:
 def _shown(title: str, cells: list[tuple[str, ...]]) -> Table:
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, heading in enumerate(cells[0]):
-        shown.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        shown.add_column(heading, justify="right" if index else "left")
     for row in cells[1:]:
         shown.add_row(*row)
     return shown
