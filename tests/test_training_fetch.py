@@ -17,7 +17,7 @@ from training.fetch import DataError, DataUnavailable, Package
 FILES = {"a.txt": b"the first file", "b.bin": bytes(range(256))}
 FOLDER = "usr/share/made"
 MADE = Package("made", "1", FOLDER, {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()})
-LISTED = "'http://nowhere/made.deb' made_1_all.deb 4242 SHA256:00"
+LISTED = "'made-up:made.deb' made_1_all.deb 4242 SHA256:00"
 
 # Runs in a process of its own, so that it can be interrupted and killed.
 CHILD = f"""
