@@ -23,6 +23,7 @@ from ggpass.passes import BackSlash
 from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import owner_of
 from ggpass.training import Regularizer
+from ggpass.training.factors import factors_of
 from ggpass.training.node import Row, node_values, rate_node, ready_nodes
 from ggpass.training.selection import reason_to_skip
 
@@ -80,10 +81,11 @@ def compile_for_training(
     twin = _copy(graph_module)
     inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
     names = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    factors = factors_of({n: v for n, v in zip(names, example_inputs) if isinstance(v, nn.Parameter)})
     chosen = {}
     for position, (name, value) in enumerate(zip(names, example_inputs)):
         if isinstance(value, nn.Parameter) and inputs[position].users:
-            reason = reason_to_skip([name], value, settings)
+            reason = reason_to_skip([name], value, settings, factors)
             if reason:
                 told.skips.append(Skip(name, reason, matrix=value.dim() >= 2))
             else:

@@ -87,8 +87,7 @@ def test_patterns_select_weights() -> None:
 def test_megabytes_are_those_of_the_whole_model() -> None:
     # 48 weights are regularized; 8 + 8 + 8 others take 96 bytes. 120 bytes leave 24: 4 bits a weight.
     regularizer = Regularizer(small(), RateSettings(target_megabytes=120e-6))
-    assert regularizer._controller is not None
-    assert regularizer._controller.target == pytest.approx(4.0)
+    assert regularizer.target == pytest.approx(4.0)
     with pytest.raises(InputError, match="less than the tensors that stay"):
         Regularizer(small(), RateSettings(target_megabytes=96e-6))
 

@@ -1,7 +1,9 @@
-"""What the callbacks share: settings whose number of steps the trainer knows, and figures to log."""
+"""What the callbacks share: settings whose number of steps the trainer knows, its checkpoints, and figures to log."""
 
 import dataclasses
+import logging
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +12,9 @@ from torch.optim import Optimizer
 from ggpass.errors import InputError
 from ggpass.passes.backslash import BackSlash
 from ggpass.training import RateSettings, Regularizer, Schedule
+from ggpass.training.identity import plain_name
+
+log = logging.getLogger(__name__)
 
 #: Stands for the trainer's number of steps while that is unknown, so that everything else can be checked at once.
 UNKNOWN_STEPS = 1 << 62
@@ -21,6 +26,7 @@ class Attachment:
     Attributes:
         settings: as given; `total_steps` is UNKNOWN_STEPS where it was left out.
         regularizer: the last one attached; it stays readable after the training. None before the first.
+        first_step: the trainer's step at which the rate began.
     """
 
     def __init__(self, settings: RateSettings | None, fields: dict[str, Any]) -> None:
@@ -45,29 +51,65 @@ class Attachment:
             settings = dataclasses.replace(settings, total_steps=UNKNOWN_STEPS)
         self.settings = settings
         self.regularizer: Regularizer | None = None
+        self.first_step = 0
 
-    def attach(self, model: nn.Module, optimizers: list[Optimizer], total_steps: int | None) -> Regularizer:
-        """Attach a new Regularizer, in place of the one before.
+    def start(
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        *,
+        step: int,
+        last_step: int | None,
+        saved: Mapping[str, Any] | None,
+        scaler: Any,
+        micro_batches: int,
+        who: str,
+        rate_of: Callable[[dict[str, nn.Parameter]], Mapping[str, Any]] | None = None,
+    ) -> Regularizer:
+        """Attach a new Regularizer, in place of the one before, and continue from a checkpoint.
 
         Args:
             model: with the Parameters that the optimizers hold: after sharding, if it is sharded.
             optimizers: those that step, not what wraps them.
-            total_steps: optimizer steps in the training; None where it has no end.
+            step: the trainer's step, above 0 where it resumes.
+            last_step: at which the trainer ends; None where that is unknown.
+            saved: what `state()` gave the checkpoint that is resumed from; None where it holds none.
+            scaler, micro_batches: as `Regularizer.scale_nodes` takes them.
+            who: the name under which a checkpoint holds the state.
+            rate_of: gives the Regularizer's state for weights by name, where `saved["rate"]` is not the whole of it.
 
         Raises:
-            WeightError, InputError: as `BackSlash.attach`.
+            WeightError, InputError: as `BackSlash.attach` and `Regularizer.load_state_dict`.
         """
-        self.detach()
+        self.detach(finished=False)
+        self.first_step = int(saved["first_step"]) if saved else step
         settings = self.settings
         if settings.total_steps == UNKNOWN_STEPS:
-            settings = dataclasses.replace(settings, total_steps=total_steps)
-        self.regularizer = Regularizer(model, settings).attach(*optimizers)
-        return self.regularizer
+            total = None if last_step is None else max(1, last_step - self.first_step)
+            settings = dataclasses.replace(settings, total_steps=total)
+        regularizer = Regularizer(model, settings)
+        if saved:
+            weights = {plain_name(name): weight for name, weight in zip(regularizer.names, regularizer.weights)}
+            regularizer.load_state_dict(saved["rate"] if rate_of is None else rate_of(weights))
+        elif step:
+            log.warning("the checkpoint of step %d holds no state of %s: the rate begins with this step", step, who)
+        self.regularizer = regularizer.attach(*optimizers).scale_nodes(scaler, micro_batches)
+        return regularizer
 
-    def detach(self) -> None:
-        """Take the hooks off the optimizer; the Regularizer and its state stay."""
+    def detach(self, *, finished: bool = True) -> None:
+        """Take the hooks off the optimizer; the Regularizer and its state stay.
+
+        Args:
+            finished: whether the training is over; not where it broke off.
+        """
         if self.regularizer is not None:
-            self.regularizer.detach()
+            self.regularizer.detach(finished=finished)
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps: the trainer's step at which the rate began, and the Regularizer's state."""
+        if self.regularizer is None:
+            return None
+        return {"first_step": self.first_step, "rate": self.regularizer.state_dict()}
 
     def figures(self) -> dict[str, float]:
         """bits_per_weight, rate_strength (λ) and zeros (a share), as last measured; empty before the first time."""

@@ -1,6 +1,5 @@
 """min D(θ) + λ·R(θ) in Lightning: BackSlash as a Callback."""
 
-import logging
 import math
 from typing import Any
 
@@ -13,8 +12,6 @@ try:
     import lightning.pytorch as pl
 except ImportError as error:
     raise ImportError(f"the Lightning callback needs {error.name}: pip install 'ggpass[lightning]'") from error
-
-log = logging.getLogger(__name__)
 
 
 class BackSlashCallback(pl.Callback):
@@ -46,7 +43,6 @@ class BackSlashCallback(pl.Callback):
         """
         super().__init__()
         self._attachment = Attachment(settings, fields)
-        self._first_step = 0
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -63,22 +59,19 @@ class BackSlashCallback(pl.Callback):
             WeightError, InputError: as `BackSlash.attach`.
         """
         saved, self._saved = self._saved, None
-        self._first_step = saved["first_step"] if saved else trainer.global_step
         total = trainer.estimated_stepping_batches
         # With several optimizers Lightning's count is of all their steps.
         countable = len(trainer.optimizers) == 1 and not math.isinf(total) and total > 0
-        steps = max(1, int(total) - self._first_step) if countable else None
-        regularizer = self._attachment.attach(pl_module, trainer.optimizers, steps)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        regularizer.scale_nodes(scaler, trainer.accumulate_grad_batches)
-        if saved:
-            regularizer.load_state_dict(saved["rate"])
-        elif trainer.global_step:
-            log.warning(
-                "the checkpoint of step %d holds no state of %s: the rate begins with this step",
-                trainer.global_step,
-                self.state_key,
-            )
+        self._attachment.start(
+            pl_module,
+            trainer.optimizers,
+            step=trainer.global_step,
+            last_step=int(total) if countable else None,
+            saved=saved,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            micro_batches=trainer.accumulate_grad_batches,
+            who=self.state_key,
+        )
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -93,13 +86,11 @@ class BackSlashCallback(pl.Callback):
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Take the hooks off the optimizers."""
-        self._attachment.detach()
+        self._attachment.detach(finished=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning writes into its checkpoints: numbers and one tensor, which `weights_only` loads."""
-        if self.regularizer is None:
-            return {}
-        return {"first_step": self._first_step, "rate": self.regularizer.state_dict()}
+        return self._attachment.state() or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until the fit begins."""

@@ -1,7 +1,7 @@
 """min D(θ) + λ·R(θ) in the Hugging Face Trainer: BackSlash as a TrainerCallback."""
 
 import dataclasses
-import logging
+import functools
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ try:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
     raise ImportError(f"the Trainer's callback needs {error.name}: pip install 'ggpass[trainer]'") from error
-
-log = logging.getLogger(__name__)
 
 
 class BackSlashCallback(TrainerCallback, ExportableState):
@@ -54,7 +52,6 @@ class BackSlashCallback(TrainerCallback, ExportableState):
             InputError: both or neither given, or values that cannot be meant.
         """
         self._attachment = Attachment(settings, fields)
-        self._first_step = 0
         #: What the last saved state knows its file of exact weights by.
         self._token = ""
 
@@ -80,25 +77,18 @@ class BackSlashCallback(TrainerCallback, ExportableState):
             raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
         # Before the first step the entry is of this object itself: of an earlier training, if it had one.
         saved = entry.get("attributes", {}).get("saved") if state.global_step else None
-        self._first_step = saved["first_step"] if saved else state.global_step
-        model: nn.Module = kwargs["model"]
         optimizer = kwargs["optimizer"]
-        regularizer = self._attachment.attach(model, [_stepping(optimizer)], max(1, state.max_steps - self._first_step))
-        regularizer.scale_nodes(getattr(optimizer, "scaler", None), args.gradient_accumulation_steps)
-        if saved:
-            rate = _from_json(saved["rate"])
-            if saved["exact"]:
-                named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
-                folders = [*map(Path, named), _folder(args, state)]
-                weights = dict(zip(regularizer.names, regularizer.weights))
-                rate["exact_weights"] = exact_weights.load(folders, saved["exact"], weights)
-            regularizer.load_state_dict(rate)
-        elif state.global_step:
-            log.warning(
-                "the checkpoint of step %d holds no state of %s: the rate begins with this step",
-                state.global_step,
-                name,
-            )
+        self._attachment.start(
+            kwargs["model"],
+            [_stepping(optimizer)],
+            step=state.global_step,
+            last_step=state.max_steps,
+            saved=saved,
+            scaler=getattr(optimizer, "scaler", None),
+            micro_batches=args.gradient_accumulation_steps,
+            who=name,
+            rate_of=functools.partial(_rate_of, saved, args, state),
+        )
         # The Trainer adds to this entry when it saves, and fails where there is none.
         states.setdefault(name, {})
 
@@ -132,13 +122,23 @@ class BackSlashCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into `trainer_state.json`: numbers, lists and strings."""
-        saved = None
-        if self.regularizer is not None:
-            rate = self.regularizer.state_dict()
+        saved = self._attachment.state()
+        if saved is not None:
             self._token = uuid.uuid4().hex
-            exact = self._token if rate.pop("exact_weights", None) else None
-            saved = {"first_step": self._first_step, "rate": _to_json(rate), "exact": exact}
+            exact = self._token if saved["rate"].pop("exact_weights", None) else None
+            saved |= {"rate": _to_json(saved["rate"]), "exact": exact}
         return {"args": dataclasses.asdict(self._attachment.settings), "attributes": {"saved": saved}}
+
+
+def _rate_of(
+    saved: Any, args: TrainingArguments, state: TrainerState, weights: dict[str, nn.Parameter]
+) -> dict[str, Any]:
+    """The Regularizer's state: what `trainer_state.json` holds, and the exact weights of the file beside it."""
+    rate = _from_json(saved["rate"])
+    if saved["exact"]:
+        named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
+        rate["exact_weights"] = exact_weights.load([*map(Path, named), _folder(args, state)], saved["exact"], weights)
+    return rate
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -38,6 +38,9 @@ class Controller:
             proportional to it: as the rate decays, a λ for yesterday's growth would overshoot, and few bits come back.
         forecast: bits expected at the next measurement but for growth; NaN before the first.
         idle: measurements in a row at which the target needed no rate.
+        first_bits: the first measurement itself; `start_bits` is at least the target.
+        hurried: measurements from which the plan wanted more than LARGEST_DROP.
+        last_strength: the λ chosen last; NaN before the first.
     """
 
     target: float
@@ -48,6 +51,18 @@ class Controller:
     rate: float = 0.0
     forecast: float = math.nan
     idle: int = 0
+    first_bits: float = math.nan
+    hurried: int = 0
+    last_strength: float = math.nan
+
+    @property
+    def began_below(self) -> bool:
+        """Whether there were fewer bits than asked for from the start."""
+        return self.first_bits < (1 - TOLERANCE) * self.target
+
+    def misses(self, bits: float) -> bool:
+        """Whether bits a weight are so far from the target that it is worth telling."""
+        return not abs(bits - self.target) <= TOLERANCE * self.target
 
     def planned(self, step: int) -> float:
         """The bits that the plan wants at a step."""
@@ -64,7 +79,7 @@ class Controller:
             rate: learning rate now, in the mean over the weights.
         """
         if math.isnan(self.start_bits):
-            self.start_bits, self.start_step = max(bits, self.target), step
+            self.start_bits, self.start_step, self.first_bits = max(bits, self.target), step, bits
         elif bits > 0 and self.forecast > 0:
             self.growth += FOLLOW * (math.log(bits / self.forecast) - self.growth)
             self.growth *= min(2.0, rate / self.rate) if self.rate > 0 else 1.0
@@ -73,6 +88,7 @@ class Controller:
             return 0.0
         now, then = self.planned(step), self.planned(next_step)
         wanted = math.log(then / now) + CORRECTION * math.log(now / bits)
+        self.hurried += wanted < -LARGEST_DROP
         return min(0.0, max(-LARGEST_DROP, wanted) - max(-LARGEST_DROP, min(2 * LARGEST_DROP, self.growth)))
 
     def expect(self, bits: float, drop: float) -> None:
@@ -81,6 +97,7 @@ class Controller:
 
     def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
         """Whether the bits are below the target without λ, long after the plan has ended; true once at most."""
+        self.last_strength = strength
         surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
         self.idle = self.idle + 1 if surplus else 0
         return self.idle == PATIENCE

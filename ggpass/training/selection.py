@@ -1,5 +1,6 @@
 """Which Parameters the rate regularizes: matrices and larger that train, each tensor once, minus the patterns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from ggpass.errors import InputError, WeightError
 from ggpass.pipeline import Report, Skip
+from ggpass.training.factors import factors_of
 from ggpass.training.settings import RateSettings
 from ggpass.weights import check_patterns, matches
 
@@ -40,9 +42,10 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
         aliases.setdefault(parameter, []).append(name)
     check_patterns([name for names in aliases.values() for name in names], settings.only, settings.skip)
     report = Report("BackSlash")
+    factors = factors_of({name: parameter for parameter, names in aliases.items() for name in names})
     chosen: list[tuple[str, nn.Parameter]] = []
     for parameter, names in aliases.items():
-        reason = reason_to_skip(names, parameter, settings)
+        reason = reason_to_skip(names, parameter, settings, factors)
         if reason:
             report.skips.append(Skip(names[0], reason, matrix=parameter.dim() >= 2))
         else:
@@ -53,7 +56,20 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
     return Selection(tuple(n for n, _ in chosen), tuple(p for _, p in chosen), report)
 
 
-def reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSettings) -> str:
+def reason_to_skip(
+    names: list[str], parameter: nn.Parameter, settings: RateSettings, factors: Mapping[str, str]
+) -> str:
+    """Why a Parameter is left alone; empty where it is regularized.
+
+    Args:
+        names: all of its names.
+        parameter: itself.
+        settings: with `only` and `skip`.
+        factors: of `factors_of`.
+
+    Raises:
+        WeightError: it is on the meta device.
+    """
     for pattern in settings.skip:
         if any(matches(name, pattern) for name in names):
             return f"matches skip={pattern!r}"
@@ -63,6 +79,9 @@ def reason_to_skip(names: list[str], parameter: nn.Parameter, settings: RateSett
         return "is frozen (requires_grad is False)"
     if parameter.dtype not in DTYPES:
         return f"is {str(parameter.dtype).removeprefix('torch.')}; the rate steps float64 to bfloat16"
+    reason = next((factors[name] for name in names if name in factors), "")
+    if reason and not set(names) & set(settings.only):
+        return reason
     if parameter.dim() < 2 and not set(names) & set(settings.only):
         return "is a vector, as norms and biases are; give its full name in only= to regularize it"
     if parameter.device.type == "meta":
