@@ -40,7 +40,6 @@ class Controller:
         idle: measurements in a row at which the target needed no rate.
         first_bits: the first measurement itself; `start_bits` is at least the target.
         hurried: measurements from which the plan wanted more than LARGEST_DROP.
-        last_strength: the λ chosen last; NaN before the first.
     """
 
     target: float
@@ -53,7 +52,6 @@ class Controller:
     idle: int = 0
     first_bits: float = math.nan
     hurried: int = 0
-    last_strength: float = math.nan
 
     @property
     def began_below(self) -> bool:
@@ -97,10 +95,14 @@ class Controller:
 
     def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
         """Whether the bits are below the target without λ, long after the plan has ended; true once at most."""
-        self.last_strength = strength
         surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
         self.idle = self.idle + 1 if surplus else 0
         return self.idle == PATIENCE
+
+    @property
+    def told_surplus(self) -> bool:
+        """Whether that was told, and is still so."""
+        return self.idle >= PATIENCE
 
     def surplus(self, bits: float) -> str:
         """What to tell where the target needs no rate."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ggpass.training.controller import LARGEST_DROP, TOLERANCE, Controller
+from ggpass.training.controller import FOLLOW, LARGEST_DROP, TOLERANCE, Controller
 from ggpass.training.settings import RateSettings
 
 #: Of a training's measurements; a hindrance in fewer of them is not why a target was missed.
@@ -24,6 +24,7 @@ class Course:
     Attributes:
         count: of weight tensors.
         present: since λ was last chosen, in how many steps each tensor had a gradient.
+        reach: running mean of each tensor's share of steps with a gradient; empty before the second choice.
         chosen_at: the step at which λ was last chosen; −1 before the first.
         absences: Σ over the choices of each tensor's share of steps without a gradient.
         choices: how often λ was chosen.
@@ -34,6 +35,7 @@ class Course:
 
     count: int
     present: list[int] = field(default_factory=list)
+    reach: list[float] = field(default_factory=list)
     chosen_at: int = -1
     absences: list[float] = field(default_factory=list)
     choices: int = 0
@@ -52,14 +54,16 @@ class Course:
             self.present[index] += 1
 
     def shares_with_gradient(self, weights: Sequence[nn.Parameter], steps: int) -> list[float]:
-        """The share of steps in which each tensor had a gradient, since this was last asked; at first, as it is now.
+        """The share of steps in which each tensor had a gradient, lately; at first, as it is now.
 
-        What λ will do to an expert that few batches reach is forecast with it.
+        What λ will do to an expert that few batches reach is forecast with it. 1 exactly for a weight of every step.
         """
         if self.chosen_at < 0:
             shares = [float(weight.grad is not None) for weight in weights]
         else:
             shares = [number / max(1, steps - self.chosen_at) for number in self.present]
+            shares = [old + FOLLOW * (new - old) for old, new in zip(self.reach or shares, shares)]
+            self.reach = shares
         self.absences = [a + max(0.0, 1 - share) for a, share in zip(self.absences, shares)]
         self.present, self.chosen_at = [0] * self.count, steps
         return shares
@@ -89,7 +93,7 @@ class Course:
         start = f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps"
         why = self._unfinished(goal, settings, steps) or self._tail(goal, settings)
         if not why:
-            why = self._more(goal, weights, names) if bits > goal.target else self._fewer(goal, bits)
+            why = self._more(goal, weights, names) if bits > goal.target else self._fewer(goal, weights)
         return f"{start}, because {why}"
 
     def _unfinished(self, goal: Controller, settings: RateSettings, steps: int) -> str:
@@ -124,22 +128,19 @@ class Course:
         if self.largest_rate == 0:
             return "the learning rate was 0, by which the rate's steps are scaled"
         if goal.hurried > NOTABLE * self.choices:
+            share = 100 * (1 - math.exp(-LARGEST_DROP))
             return (
-                f"λ was chosen {self.choices} times, and lowers the bits by at most "
-                f"{100 * (1 - math.exp(-LARGEST_DROP)):.0f} % from one to the next; give more steps, or start from a "
-                "trained model"
+                f"from one measurement to the next λ lowers them by at most {share:.0f} %, and there were "
+                f"{self.choices} in all; give more steps, or a schedule with a longer ramp"
             )
         if self.powerless > NOTABLE * self.choices:
             return (
                 f"at a learning rate of {self.last_rate:.2g} no λ moves the weights far enough; train longer or at a "
                 "higher learning rate, let it decay later, or give a larger step= (Δ of the grid)"
             )
-        return self._few_or_unsteady(goal, count)
+        return _too_few(goal, count) or self._unsteady()
 
-    def _few_or_unsteady(self, goal: Controller, count: int) -> str:
-        jump = math.log2(max(2, count)) / max(1, count)
-        if jump > TOLERANCE * goal.target:
-            return f"one weight of only {count} changes the bits by about {jump:.2f}; they cannot be led closer"
+    def _unsteady(self) -> str:
         if self.last_rate > self.largest_rate / 2:
             return (
                 f"the learning rate was still {self.last_rate:.2g} at the end, where the loss moves the bits between "
@@ -147,16 +148,19 @@ class Course:
             )
         return "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"
 
-    def _fewer(self, goal: Controller, bits: float) -> str:
+    @staticmethod
+    def _fewer(goal: Controller, weights: Sequence[nn.Parameter]) -> str:
         """Why there are fewer bits than asked for."""
         if goal.began_below:
             return (
                 f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
                 "step= (Δ of the grid)"
             )
-        if goal.idle or goal.last_strength == 0:
-            return "this training lowers the bits without a rate (λ = 0 at the end); ask for fewer"
-        return "λ lowered them further than was forecast; train longer, or give a smaller refit_every"
+        few = _too_few(goal, sum(weight.numel() for weight in weights))
+        return few or (
+            "λ had lowered them further than was forecast, and too few steps were left for them to grow again; train "
+            "longer, or give a smaller refit_every"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and lists of them."""
@@ -166,3 +170,10 @@ class Course:
         """Continue from `state_dict()`."""
         for name, value in state.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+def _too_few(goal: Controller, count: int) -> str:
+    jump = math.log2(max(2, count)) / max(1, count)
+    if jump <= TOLERANCE * goal.target:
+        return ""
+    return f"one weight of only {count} changes the bits by about {jump:.2f}; they cannot be led closer"

@@ -173,10 +173,13 @@ class Rate:
         return f"{text}, asked {self.controller.target:.2f}" if missed and self.controller is not None else text
 
     def missed(self, steps: int, weights: Sequence[nn.Parameter], names: Sequence[str]) -> str:
-        """Asked for so many bits, reached others, because …; empty where a target is met, or there is none."""
-        if self.controller is None or math.isnan(self.measured[0]) or not self.controller.misses(self.measured[0]):
+        """Asked for so many bits, reached others, because …; empty where a target is met, told of, or none."""
+        bits = self.measured[0]
+        if self.controller is None or math.isnan(bits) or not self.controller.misses(bits):
             return ""
-        return self.course.told(self.controller, self.settings, steps, self.measured[0], weights, names)
+        if self.controller.told_surplus and bits < self.controller.target:
+            return ""
+        return self.course.told(self.controller, self.settings, steps, bits, weights, names)
 
     # State.
 

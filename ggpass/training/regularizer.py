@@ -120,8 +120,7 @@ class Regularizer:
         """Remove the hooks; the state stays.
 
         Args:
-            finished: whether the training is over, so that a target that it missed is told; not where it broke off
-                and may be resumed.
+            finished: False where the training broke off and may be resumed: a target that it missed is not told then.
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
@@ -249,8 +248,7 @@ class Regularizer:
             self._tell_missed_target()
 
     def _tell_missed_target(self) -> None:
-        message = self._rate.missed(self.steps, self.weights, self.names)
-        if message:
+        if message := self._rate.missed(self.steps, self.weights, self.names):
             self._warn(message)
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
@@ -297,8 +295,8 @@ class Regularizer:
     def status(self) -> str:
         """One line for a progress bar: `1.53 bits/weight, λ 0.0012, 43 % zeros`.
 
-        As of the last measurement, after a step at every `refit_every` and after the last of all, with the λ that was
-        used last where the training is done or in its tail; a target that was missed is shown beside it.
+        As of the last measurement: after every `refit_every`-th step, and the last. Once the rate has ended the λ is
+        the one used last, and a target that was missed is shown beside it.
         """
         return self._rate.status(self.steps)
 
