@@ -1,0 +1,84 @@
+"""Which thread touches which element: index and predicate functions of the CUDA kernels.
+
+Every function here is plain arithmetic on its arguments, so that the kernels call it with TensorIR expressions and the
+tests with NumPy arrays over all blocks and threads: what is shown of the one holds for the other.
+
+The unit of work is a *chunk*: 16 consecutive codes of a row, one 16-byte load. The four lanes `t` of a group hold the
+chunks of 64 consecutive codes, the eight groups `g` eight rows. For the tensor cores, which position of their k
+dimension a code takes does not matter as long as the activations take the same one, so that word j of a chunk simply is
+the B fragment of the j-th product of shape (16, 8, 16), and no code has to be moved between lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Codes of one 16-byte load.
+CHUNK = 16
+#: Codes of a row that the four lanes of a group take together.
+STEP = 64
+#: Rows of codes in the B operand of one tensor-core product, and rows of activations in its A operand.
+ROWS_B = 8
+ROWS_A = 16
+WARP = 32
+
+#: A number: int, NumPy integer array, or TensorIR expression.
+Number = Any
+
+
+def ceil_div(a: Number, b: Number) -> Number:
+    """⌈a / b⌉ for a ≥ 0, b > 0."""
+    return (a + (b - 1)) // b
+
+
+def group(lane: Number) -> Number:
+    """g = lane / 4: the row of codes, or of activations, that a lane works on."""
+    return lane // 4
+
+
+def quad(lane: Number) -> Number:
+    """t = lane mod 4: the chunk of a step that a lane loads."""
+    return lane % 4
+
+
+def chunk_start(step: Number, lane: Number) -> Number:
+    """k of the first code of a lane's chunk: 64 · step + 16 · t."""
+    return step * STEP + quad(lane) * CHUNK
+
+
+def row_of_codes(tile: Number, lane: Number) -> Number:
+    """n = 8 · tile + g."""
+    return tile * ROWS_B + group(lane)
+
+
+def row_of_x(tile: Number, lane: Number, half: Number) -> Number:
+    """m = 16 · tile + 8 · half + g."""
+    return tile * ROWS_A + half * 8 + group(lane)
+
+
+def inside(row: Number, rows: Number, start: Number, k: Number) -> Number:
+    """How many elements of a chunk exist, unclamped: k - start in a row that exists, else at most 0.
+
+    16 or more means the whole chunk, 0 or less nothing of it.
+    """
+    return (k - start) * (row < rows)
+
+
+def sum_row(lane: Number, register: Number) -> Number:
+    """Row, among the 16 of a product, of accumulator register 0 to 3 of a lane."""
+    return group(lane) + (register // 2) * 8
+
+
+def sum_column(lane: Number, register: Number) -> Number:
+    """Column, among the 8 of a product, of accumulator register 0 to 3 of a lane."""
+    return quad(lane) * 2 + register % 2
+
+
+def sum_lane(row: Number, column: Number) -> Number:
+    """The lane that holds the sum of (row, column) of a product: the inverse of the two functions above."""
+    return (row % 8) * 4 + column // 2
+
+
+def sum_register(row: Number, column: Number) -> Number:
+    """The register of `sum_lane` that holds it."""
+    return (row // 8) * 2 + column % 2

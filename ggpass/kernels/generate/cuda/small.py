@@ -1,0 +1,132 @@
+# mypy: ignore-errors
+"""y[m, n] = scale[n] · Σ_k x[m, k] · w[n, k] + bias[n] for few m: each code is loaded and decoded once."""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+
+from ggpass.kernels.cuda import geometry
+from ggpass.kernels.cuda.geometry import CHUNK, ROWS_A, ROWS_B, STEP, WARP
+from ggpass.kernels.cuda.variants import Small
+from ggpass.kernels.generate.cuda.device import Device, decode, fill_tables
+
+
+def small_kernel(variant: Small):
+    """The kernel of one variant; dynamic in M, N and K.
+
+    A warp takes every `warps`-th step of 64 codes. A lane copies the chunks that it will multiply itself, so that the
+    ring in shared memory needs no barrier: it is there because loads into registers are moved next to their use by the
+    assembler, where every one is waited for.
+    """
+    device = Device(variant.dtype, variant.aligned)
+    tiles, row_parts, row_tiles, warps = variant.tiles, variant.row_parts, variant.row_tiles, variant.warps
+    stages, parts, sums_count, columns = variant.stages, variant.parts, variant.sums, variant.tiles * ROWS_B
+    tables = variant.ring_words
+
+    def place(warp, stage, part: int, lane):
+        """The first of the four words of a lane's copy."""
+        return (((warp * stages + stage) * parts + part) * WARP + lane) * 4
+
+    def copy_step(shared, codes, x, i, first_tile, first_row, warp, lane, m, n, k):
+        """Begin the copies of the warp's i-th step."""
+        start = T.bind(geometry.chunk_start(i * warps + warp, lane))
+        for tile in range(tiles):
+            row = T.bind(geometry.row_of_codes(first_tile + tile, lane))
+            to, address = place(warp, i % stages, tile, lane), codes[T.cast(row, "int64") * k + start]
+            T.evaluate(device.copy(T.address_of(shared[to]), T.address_of(address), geometry.inside(row, n, start, k)))
+        for part in range(row_parts):
+            row = T.bind(first_row + geometry.row_of_x(part // 2, lane, part % 2))
+            count = T.bind(geometry.inside(row, m, start, k) * 2)
+            for half in range(2):
+                to = place(warp, i % stages, tiles + part * 2 + half, lane)
+                address = x[T.cast(row, "int64") * k + start + half * (CHUNK // 2)]
+                T.evaluate(device.copy(T.address_of(shared[to]), T.address_of(address), count - half * CHUNK))
+        T.evaluate(device.commit())
+
+    def multiply_step(sums, shared, i, warp, lane):
+        """Word j of a chunk of codes is a B fragment; words 2j and 2j + 1 of the rows of x are the A fragment."""
+        values = T.alloc_buffer((row_parts * 8,), "uint32", scope="local")
+        chunk = T.alloc_buffer((4,), "uint32", scope="local")
+        weights = T.alloc_buffer((2,), "uint32", scope="local")
+        for part in range(row_parts * 2):
+            at = T.bind(place(warp, i % stages, tiles + part, lane))
+            T.buffer_store(values, shared[T.ramp(at, 1, 4)], [T.ramp(part * 4, 1, 4)])
+
+        def fragment(row_tile: int, j: int):
+            rows = [row for row in (row_tile * 2, row_tile * 2 + 1) if row < row_parts]
+            low, high = ([values[row * 8 + 2 * j + i] for row in rows] + [T.uint32(0)] for i in range(2))
+            return low[0], low[1], high[0], high[1]
+
+        for tile in range(tiles):
+            T.buffer_store(chunk, shared[T.ramp(place(warp, i % stages, tile, lane), 1, 4)], [T.ramp(0, 1, 4)])
+            for j in range(CHUNK // 4):
+                decode(device, variant.decoder, weights, chunk[j], shared, tables, lane)
+                for row_tile in range(row_tiles):
+                    where = T.address_of(sums[(row_tile * tiles + tile) * 4])
+                    T.evaluate(device.mma(where, fragment(row_tile, j), (weights[0], weights[1])))
+
+    def finish(sums, shared, scale, bias, y, first_tile, first_row, warp, lane, thread, m, n, scale_stride, bias_on):
+        """Add the warps' sums, then scale, bias and rounding, one output a thread at a time."""
+        T.evaluate(device.wait(0))
+        T.evaluate(T.tvm_storage_sync("shared"))
+        for i in range(sums_count):
+            T.buffer_store(shared, T.reinterpret("uint32", sums[i]), [(warp * sums_count + i) * WARP + lane])
+        T.evaluate(T.tvm_storage_sync("shared"))
+        with T.serial(geometry.ceil_div(variant.rows * columns, variant.threads)) as i:
+            output = T.bind(i * variant.threads + thread)
+            row, column = T.bind(output // columns), T.bind(output % columns)
+            to_row, to_column = T.bind(first_row + row), T.bind(first_tile * ROWS_B + column)
+            with T.If(T.And(T.And(row < variant.rows, to_row < m), to_column < n)), T.Then():
+                register = (row // ROWS_A * tiles + column // ROWS_B) * 4
+                register = register + geometry.sum_register(row % ROWS_A, column % ROWS_B)
+                where = T.bind(register * WARP + geometry.sum_lane(row % ROWS_A, column % ROWS_B))
+                total = T.alloc_buffer((1,), "float32", scope="local")
+                T.buffer_store(total, T.float32(0), [0])
+                with T.unroll(warps) as w:
+                    term = T.reinterpret("float32", shared[w * (sums_count * WARP) + where])
+                    T.buffer_store(total, total[0] + term, [0])
+                value = total[0] * scale[to_column * scale_stride]
+                value = value + T.if_then_else(bias_on != 0, bias[to_column], T.float32(0))
+                T.buffer_store(y, device.round(value), [T.cast(to_row, "int64") * n + to_column])
+
+    def body(shared, sums, x, codes, scale, bias, y, thread, first_tile, first_row, m, n, k, scale_stride, bias_on):
+        warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
+        for i in range(stages - 1):
+            copy_step(shared, codes, x, i, first_tile, first_row, warp, lane, m, n, k)
+        with T.serial(geometry.ceil_div(k, STEP * warps)) as i:
+            T.evaluate(device.wait(stages - 2))
+            # Into the place of the step before this one, which this lane has read.
+            copy_step(shared, codes, x, i + (stages - 1), first_tile, first_row, warp, lane, m, n, k)
+            multiply_step(sums, shared, i, warp, lane)
+        finish(sums, shared, scale, bias, y, first_tile, first_row, warp, lane, thread, m, n, scale_stride, bias_on)
+
+    @T.prim_func(s_tir=True)
+    def small(
+        x_p: T.handle, codes_p: T.handle, scale_p: T.handle, codebook_p: T.handle, bias_p: T.handle, y_p: T.handle,
+        m: T.int32, n: T.int32, k: T.int32, scale_stride: T.int32, bias_on: T.int32,
+    ):  # fmt: skip
+        x_size = T.int64()
+        size = T.int64()
+        rows = T.int64()
+        bias_rows = T.int64()
+        y_size = T.int64()
+        x = T.match_buffer(x_p, (x_size,), "uint16", align=16)
+        codes = T.match_buffer(codes_p, (size,), "uint8", align=16)
+        scale = T.match_buffer(scale_p, (rows,), "float32", align=4)
+        codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
+        bias = T.match_buffer(bias_p, (bias_rows,), "float32", align=4)
+        y = T.match_buffer(y_p, (y_size,), "uint16", align=2)
+        column_block = T.launch_thread("blockIdx.x", geometry.ceil_div(n, columns))
+        row_block = T.launch_thread("blockIdx.y", geometry.ceil_div(m, variant.rows))
+        thread = T.launch_thread("threadIdx.x", variant.threads)
+        shared = T.alloc_buffer((variant.launch(1, 1, 1).shared // 4,), "uint32", scope="shared.dyn")
+        sums = T.alloc_buffer((sums_count,), "float32", scope="local")
+        for i in T.unroll(sums_count):
+            sums[i] = T.float32(0)
+        fill_tables(device, variant.decoder, shared, tables, codebook, thread, variant.threads)
+        body(
+            shared, sums, x, codes, scale, bias, y, thread, column_block * tiles, row_block * variant.rows,
+            m, n, k, scale_stride, bias_on,
+        )  # fmt: skip
+
+    return small.with_attr("tirx.noalias", True)
