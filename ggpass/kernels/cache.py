@@ -1,7 +1,8 @@
-"""The disk cache of built kernel libraries: one file for each generator, instruction set and TVM version.
+"""The disk cache of built kernels: one file for each generator, processor and compiler version.
 
 A file is written under a temporary name and moved into place, its checksum beside it, so that nobody ever loads
-half a library; a lock makes processes that start together build once.
+half a library; a lock makes processes that start together build once. `obtain` and `whole` are the way in for every
+kind of built kernel, `fetch` is the CPU's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -38,14 +39,19 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def key(isa: Isa) -> str:
-    """Sixteen hex digits that change whenever the generated code could."""
-    digest = hashlib.sha256(repr(isa).encode())
-    for source in (*sorted((_SOURCES / "generate").glob("*.py")), _SOURCES / "regimes.py"):
+def key_of(kind: str, sources: Iterable[Path]) -> str:
+    """Sixteen hex digits that change with `kind`, with the generator's files and with ggpass."""
+    digest = hashlib.sha256(kind.encode())
+    for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     for distribution in ("ggpass", "apache-tvm-ffi"):
         digest.update(f"{distribution}={version_of(distribution)}".encode())
     return digest.hexdigest()[:16]
+
+
+def key(isa: Isa) -> str:
+    """Sixteen hex digits that change whenever the generated code for a CPU could."""
+    return key_of(repr(isa), (*sorted((_SOURCES / "generate").glob("*.py")), _SOURCES / "regimes.py"))
 
 
 def fetch(isa: Isa, build: Callable[[Isa, Path], None], directory: Path | None = None) -> Path:
@@ -59,24 +65,32 @@ def fetch(isa: Isa, build: Callable[[Isa, Path], None], directory: Path | None =
     directory = default_directory() if directory is None else directory
     stem, tvm = f"{isa.name}-{key(isa)}", version_of("apache-tvm")
     if tvm is None:
-        found = [path for path in sorted(directory.glob(f"{stem}-tvm*.so")) if _valid(path)]
+        found = [path for path in sorted(directory.glob(f"{stem}-tvm*.so")) if whole(path)]
         if found:
             return found[-1]
         raise KernelsUnavailable(
             f"no built {isa.name} kernels in {directory} and apache-tvm is not installed to build them; "
             "run `pip install 'ggpass[tvm]'`"
         )
-    path = directory / f"{stem}-tvm{tvm}.so"
-    if _valid(path):
+    return obtain(directory / f"{stem}-tvm{tvm}.so", lambda path: build(isa, path))
+
+
+def obtain(path: Path, build: Callable[[Path], None]) -> Path:
+    """`path`, whole, built by `build(temporary path)` where it is not there yet or damaged.
+
+    Raises:
+        KernelsUnavailable: its directory cannot be written, or whatever `build` raises.
+    """
+    if whole(path):
         return path
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory / f"{path.name}.lock"):
-            if not _valid(path):
-                _publish(isa, build, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not whole(path):
+                _publish(build, path)
     except OSError as error:
         raise KernelsUnavailable(
-            f"cannot write built kernels to {directory} ({error}); make it writable, or free some space"
+            f"cannot write built kernels to {path.parent} ({error}); make it writable, or free some space"
         ) from error
     return path
 
@@ -85,7 +99,7 @@ def _checksum_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _valid(path: Path) -> bool:
+def whole(path: Path) -> bool:
     """Is `path` there and the file that was written? A damaged one is logged; the caller builds it anew."""
     try:
         content, expected = path.read_bytes(), _checksum_path(path).read_text(encoding="ascii").strip()
@@ -100,10 +114,10 @@ def _valid(path: Path) -> bool:
     return False
 
 
-def _publish(isa: Isa, build: Callable[[Isa, Path], None], path: Path) -> None:
+def _publish(build: Callable[[Path], None], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         library, checksum = Path(folder) / "kernels.so", Path(folder) / "sha256"
-        build(isa, library)
+        build(library)
         checksum.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n", encoding="ascii")
         # The old library never meets the new checksum as a pair that passes.
         os.replace(checksum, _checksum_path(path))
