@@ -112,6 +112,11 @@ class Lowered:
         return self.lowered.decode()
 
 
+def first_lowered(model: nn.Module) -> str | None:
+    """The name of a model's first lowered module; None where it has none."""
+    return next((name for name, module in model.named_modules() if isinstance(module, Lowered)), None)
+
+
 class LoweredLinear(Lowered):
     """y = x · Wᵀ + b."""
 

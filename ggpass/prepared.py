@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError
-from ggpass.modules import Lowered
+from ggpass.modules import first_lowered
 from ggpass.pipeline import Pass, Pipeline, Report
 from ggpass.program import Program
 from ggpass.training import Regularizer
@@ -213,7 +213,7 @@ def prepare_model(
         raise InputError(f"prepare takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     if isinstance(args, Mapping):
         raise InputError("args is a tuple of positional inputs; give keyword inputs as kwargs=")
-    lowered = next((name for name, module in model.named_modules() if isinstance(module, Lowered)), None)
+    lowered = first_lowered(model)
     if lowered is not None:
         raise InputError(f"module {lowered!r} is lowered, and codes do not train; prepare the float model")
     if isinstance(model, PreparedModel):

@@ -247,3 +247,13 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason() -> None:
         ggpass.init_(torch.zeros(2))
     with pytest.raises(InputError, match="seed"):
         ggpass.init_(nn.Linear(4, 4), seed=1.5)
+
+
+def test_a_lowered_model_is_refused_before_anything_changes() -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32))
+    fast = ggpass.compile(model, target="rf8-cpu", only="0")
+    before = fast[2].weight.detach().clone()
+    for args in (None, (torch.randn(2, 64),)):
+        with pytest.raises(InputError, match=r"'0' is lowered.*init_ the float model"):
+            ggpass.init_(fast, args)
+    assert torch.equal(fast[2].weight, before)

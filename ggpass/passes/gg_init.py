@@ -14,6 +14,7 @@ from ggpass.initialization.reading import Group, Reading, Use
 from ggpass.initialization.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
 from ggpass.initialization.siblings import Sibling, error_of_std, kept_ratios, shortest
 from ggpass.lowering import matches
+from ggpass.modules import first_lowered
 from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import Program, owner_of
 
@@ -118,7 +119,15 @@ class GGInit:
             model: the module.
             program: its trace, whose tensors are the module's own; without one ξ = 1 for all.
             why: there is no trace, for the report.
+
+        Raises:
+            InputError: a module is lowered.
         """
+        lowered = first_lowered(model)
+        if lowered is not None:
+            raise InputError(
+                f"module {lowered!r} is lowered, and its codes have no first values; init_ the float model, then lower it"
+            )
         readings = read_modules(model)
         if program is not None:
             readings = _joined(readings, read_graph(program))

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
 from ggpass.program import Program, owner_of
+from ggpass.training.batch_norms import explained, guard_batch_norms
 from ggpass.training.node import rate_node, ready_nodes
 
 #: The name under which a training graph holds the model whose tensors it reads.
@@ -91,6 +92,8 @@ def trace(
     except Exception as error:  # torch.export raises whatever the model's own code and its tracer raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = "\n".join(lines[:4]) or "no message"
+        if batch := explained(reason):
+            raise TraceError(f"{type(model).__name__} cannot be traced with these inputs: {batch}") from error
         raise TraceError(
             f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
@@ -140,6 +143,7 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     graph.tensors = tuple((*owner_of(model, name), tensors[name]) for name in names)
     for name in dict.fromkeys(str(node.target) for node in reads):
         program.delete_weight(name)
+    guard_batch_norms(program)
     program.graph_module.add_module(MODEL, model)
     for node in reads:
         node.target = f"{MODEL}.{node.target}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ggpass.training.controller import FOLLOW, LARGEST_DROP, TOLERANCE, Controller
+from ggpass.training.controller import FOLLOW, LARGEST_DROP, Controller
 from ggpass.training.settings import RateSettings
 
 #: Of a training's measurements; a hindrance in fewer of them is not why a target was missed.
@@ -92,8 +92,9 @@ class Course:
         """`asked 1.50 bits a weight, reached 2.10 after 40 steps, because …; give …`."""
         start = f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps"
         why = self._unfinished(goal, settings, steps) or self._tail(goal, settings)
+        why = why or _too_few(goal, bits, sum(weight.numel() for weight in weights))
         if not why:
-            why = self._more(goal, weights, names) if bits > goal.target else self._fewer(goal, weights)
+            why = self._more(goal, weights, names) if bits > goal.target else _fewer(goal)
         return f"{start}, because {why}"
 
     def _unfinished(self, goal: Controller, settings: RateSettings, steps: int) -> str:
@@ -138,29 +139,12 @@ class Course:
                 f"at a learning rate of {self.last_rate:.2g} no λ moves the weights far enough; train longer or at a "
                 "higher learning rate, let it decay later, or give a larger step= (Δ of the grid)"
             )
-        return _too_few(goal, count) or self._unsteady()
-
-    def _unsteady(self) -> str:
         if self.last_rate > self.largest_rate / 2:
             return (
                 f"the learning rate was still {self.last_rate:.2g} at the end, where the loss moves the bits between "
                 "two measurements; let it decay, or give a smaller refit_every"
             )
         return "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"
-
-    @staticmethod
-    def _fewer(goal: Controller, weights: Sequence[nn.Parameter]) -> str:
-        """Why there are fewer bits than asked for."""
-        if goal.began_below:
-            return (
-                f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
-                "step= (Δ of the grid)"
-            )
-        few = _too_few(goal, sum(weight.numel() for weight in weights))
-        return few or (
-            "λ had lowered them further than was forecast, and too few steps were left for them to grow again; train "
-            "longer, or give a smaller refit_every"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and lists of them."""
@@ -172,8 +156,22 @@ class Course:
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
-def _too_few(goal: Controller, count: int) -> str:
+def _too_few(goal: Controller, bits: float, count: int) -> str:
+    """Where a miss is what one weight makes: another symbol of it moves H by about log2(n)/n."""
     jump = math.log2(max(2, count)) / max(1, count)
-    if jump <= TOLERANCE * goal.target:
+    if abs(bits - goal.target) > jump:
         return ""
     return f"one weight of only {count} changes the bits by about {jump:.2f}; they cannot be led closer"
+
+
+def _fewer(goal: Controller) -> str:
+    """Why there are fewer bits than asked for."""
+    if goal.began_below:
+        return (
+            f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
+            "step= (Δ of the grid)"
+        )
+    return (
+        "λ had lowered them further than was forecast, and too few steps were left for them to grow again; train "
+        "longer, or give a smaller refit_every"
+    )
