@@ -23,6 +23,7 @@ from ggpass.passes import BackSlash
 from ggpass.pipeline import Change, Report, Skip
 from ggpass.program import owner_of
 from ggpass.training import Regularizer
+from ggpass.training.edges import insert_behind
 from ggpass.training.factors import factors_of
 from ggpass.training.node import Row, node_values, rate_node, ready_nodes
 from ggpass.training.selection import reason_to_skip
@@ -124,12 +125,11 @@ def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int])
         with module.graph.inserting_after(last):
             last = module.graph.placeholder(f"ggpass_rate_{position}")
         last._dynamo_source = None
-        weight = inputs[position]
-        uses = list(weight.users)
-        with module.graph.inserting_before(next(n for n in module.graph.nodes if n.op != "placeholder")):
-            node = module.graph.call_function(rate_node, (weight, last))
-        for use in uses:
-            use.replace_input_with(weight, node)
+        read = (inputs[position], last)
+        body = next(n for n in module.graph.nodes if n.op != "placeholder")
+        insert_behind(
+            inputs[position : position + 1], body, functools.partial(module.graph.call_function, rate_node, read)
+        )
     module.recompile()
 
 

@@ -34,8 +34,9 @@ def guard_batch_norms(program: Program) -> None:
         if not (isinstance(source, fx.Node) and uses_batch):
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).values())
+        name = stack[-1][0] if stack else node.name
         with program.graph.inserting_before(node):
-            guard = program.graph.call_function(more_than_one, (source, stack[-1][0] if stack else node.name))
+            guard = program.graph.call_function(more_than_one, (source, name))
         guard.meta["val"] = source.meta.get("val")
         node.update_arg(0, guard)
 

@@ -1,6 +1,6 @@
 """f(x; w) → f(x; node(w)): one identity node between a weight and all that uses it, the place to add a gradient."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import fx
 
@@ -53,10 +53,25 @@ def insert_on_weight_edges(program: Program, names: Iterable[str], make_node: Ma
 
 def _insert(program: Program, weight: Weight, make_node: MakeNode) -> fx.Node:
     sources = [n for n in program.reads() if n.users and program.weight(str(n.target)) is weight.tensor]
+    return insert_behind(sources, sources[0].next, lambda: make_node(program, sources[0], weight))
+
+
+def insert_behind(sources: Sequence[fx.Node], before: fx.Node, make: Callable[[], fx.Node]) -> fx.Node:
+    """uses(source) → uses(node(source)): one new node takes the place of the sources at all that uses them.
+
+    Args:
+        sources: reads of one tensor, the first of which the new node reads.
+        before: the place of the node in the graph: behind the first source, ahead of all uses.
+        make: makes the node, and reads of what else it takes.
+
+    Returns:
+        The new node.
+    """
     uses = [(source, user) for source in sources for user in list(source.users)]
-    with program.graph.inserting_before(sources[0].next):
-        node = make_node(program, sources[0], weight)
-    node.meta.setdefault("val", sources[0].meta.get("val"))
+    with sources[0].graph.inserting_before(before):
+        node = make()
+    if "val" in sources[0].meta:
+        node.meta.setdefault("val", sources[0].meta["val"])
     for source, user in uses:
         user.replace_input_with(source, node)
     return node
