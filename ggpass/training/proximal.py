@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ggpass.training.grid import flat_blocks
+from ggpass.ggd.blocks import blocks
 
 #: Elements worked on at a time on the CPU: they and their copies stay in the cache.
 CPU_BLOCK = 1 << 16
@@ -161,9 +161,9 @@ def _batches(targets: Sequence[Tensor], weights: Sequence[Tensor], slopes: Seque
 def _paired(target: Tensor, weight: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Blocks of two tensors of one shape that hold the same elements in the same order."""
     if target is weight:
-        for block in flat_blocks(weight.detach(), size):
+        for block in blocks(weight.detach(), size):
             yield block, block
     elif target.stride() == weight.stride():
-        yield from zip(flat_blocks(target.detach(), size), flat_blocks(weight.detach(), size))
+        yield from zip(blocks(target.detach(), size), blocks(weight.detach(), size))
     elif weight.numel():
         yield target.detach(), weight.detach()

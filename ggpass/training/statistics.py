@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ggpass.ggd import SHAPE_RANGE, log_moment_ratio
-from ggpass.training.grid import flat_blocks
+from ggpass.ggd.blocks import blocks
 from ggpass.training.sharded import grouped, local_part, reduce_
 
 #: Entries of the table ln ρ -> ln ν. Between two of them the line is off by less than 1e-5 in ln ν.
@@ -63,7 +63,7 @@ def moments(weights: Sequence[Tensor]) -> Moments:
     sums: dict[torch.device, list[Tensor]] = {}
     places: dict[torch.device, list[int]] = {}
     for index, weight in enumerate(weights):
-        for block in flat_blocks(local_part(weight.detach())):
+        for block in blocks(local_part(weight.detach())):
             sums.setdefault(block.device, []).append(_block_sums(block))
             places.setdefault(block.device, []).append(index)
     total = torch.zeros(len(weights), 2, dtype=torch.float64)
