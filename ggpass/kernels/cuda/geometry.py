@@ -64,21 +64,22 @@ def inside(row: Number, rows: Number, start: Number, k: Number) -> Number:
     return (k - start) * (row < rows)
 
 
-def sum_row(lane: Number, register: Number) -> Number:
-    """Row, among the 16 of a product, of accumulator register 0 to 3 of a lane."""
-    return group(lane) + (register // 2) * 8
+def step_of(i: Number, warp: Number, warps: int) -> Number:
+    """The i-th step of a warp, where the warps of a block share K out: warps · i + warp."""
+    return i * warps + warp
 
 
-def sum_column(lane: Number, register: Number) -> Number:
-    """Column, among the 8 of a product, of accumulator register 0 to 3 of a lane."""
-    return quad(lane) * 2 + register % 2
+def ring_place(warp: Number, stage: Number, part: Number, lane: Number, stages: int, parts: int) -> Number:
+    """First of the four shared words of a lane's copy: lanes lie side by side, so that none meet in a bank."""
+    return (((warp * stages + stage) * parts + part) * WARP + lane) * 4
 
 
-def sum_lane(row: Number, column: Number) -> Number:
-    """The lane that holds the sum of (row, column) of a product: the inverse of the two functions above."""
-    return (row % 8) * 4 + column // 2
+def sum_place(part: Number, tile: Number, tiles: int, i: Number, lane: Number) -> Number:
+    """Shared word, among a warp's, of its sum of row g of a part of x and of column 2t + i of a tile of codes."""
+    return ((part * tiles + tile) * 2 + i) * WARP + lane
 
 
-def sum_register(row: Number, column: Number) -> Number:
-    """The register of `sum_lane` that holds it."""
-    return (row // 8) * 2 + column % 2
+def output_place(row: Number, column: Number, tiles: int) -> Number:
+    """The same from a block's row of x and row of codes: g = row mod 8, t = (column mod 8) / 2."""
+    lane = (row % ROWS_B) * 4 + column % ROWS_B // 2
+    return sum_place(row // ROWS_B, column // ROWS_B, tiles, column % 2, lane)

@@ -53,14 +53,20 @@ __device__ __forceinline__ uint ggp_multiply_{kind}(uint a, uint b) {{
 }}
 """
 
+# A constant that the assembler does not know to be one: prmt takes one immediate, and a known constant in the other
+# operand is moved into a register anew for every use, a tenth of all instructions. Blocks have one row of threads.
+_OPAQUE = """\
+__device__ __forceinline__ uint ggp_opaque(uint value) { return value + threadIdx.y; }
+"""
+
 # P * Q with P = +-2^(e - 127), zero for e = 0, and Q = (1 + r) * 2^112 = 0x7780 + T[r]: the low bytes of Q are looked
 # up, two codes at a time. The selector's other two nibbles are 0, so that its high bytes hold T[0]'s 0x40.
 _DECODE_RF8_BF16 = """\
-__device__ __forceinline__ void ggp_decode_rf8_bf16(uint* out, uint codes) {
+__device__ __forceinline__ void ggp_decode_rf8_bf16(uint* out, uint codes, uint table) {
   uint residuals = codes & 0x07070707u;
   for (int i = 0; i < 2; ++i) {
     uint twice = ggp_prmt(codes, 0u, i ? 0x3322u : 0x1100u);
-    uint factor = ggp_prmt(0x80706040u, 0xc0a09088u, i ? residuals >> 16 : residuals) ^ 0x37003700u;
+    uint factor = ggp_prmt(table, 0xc0a09088u, i ? residuals >> 16 : residuals) ^ 0x37003700u;
     factor |= twice & 0x80008000u;
     out[i] = ggp_multiply_bf16((twice << 4) & 0x07800780u, factor);
   }
@@ -69,12 +75,12 @@ __device__ __forceinline__ void ggp_decode_rf8_bf16(uint* out, uint codes) {
 
 # The same in float16: P = +-2^(e - 15), Q = 1 + r = 0x3c00 + 8 T[r], whose two bytes are looked up apart.
 _DECODE_RF8_F16 = """\
-__device__ __forceinline__ void ggp_decode_rf8_f16(uint* out, uint codes) {
+__device__ __forceinline__ void ggp_decode_rf8_f16(uint* out, uint codes, uint table) {
   uint residuals = codes & 0x07070707u;
   for (int i = 0; i < 2; ++i) {
     uint twice = ggp_prmt(codes, 0u, i ? 0x3322u : 0x1100u);
     uint selector = i ? residuals >> 16 : residuals;
-    uint high = ggp_prmt(0x3c3b3b3au, 0x3e3d3c3cu, selector) << 8;
+    uint high = ggp_prmt(table, 0x3e3d3c3cu, selector) << 8;
     uint low = ggp_prmt(0x00800000u, 0x00008040u, selector);
     uint factor = (high & 0xff00ff00u) | (low & 0x00ff00ffu) | (twice & 0x80008000u);
     out[i] = ggp_multiply_f16((twice << 7) & 0x3c003c00u, factor);
@@ -108,8 +114,8 @@ __device__ __forceinline__ void ggp_mma_{kind}(float* sums, uint a0, uint a1, ui
 }}
 """
 
-# 16 bytes of global memory into shared memory while the thread goes on; without `whole`, zeros. Read past L1: nothing of
-# it is read twice by this multiprocessor soon, and what L1 holds stays.
+# 16 bytes of global memory into shared memory while the thread goes on; without `whole`, zeros. Read past L1, as
+# nothing of it is read twice by this multiprocessor soon.
 _COPY = """\
 __device__ __forceinline__ void ggp_copy(void* to, const void* from, int whole) {
 #ifdef __CUDA_ARCH__
@@ -131,6 +137,11 @@ __device__ __forceinline__ void ggp_copy(void* to, const void* from, int count) 
 #pragma unroll
   for (int i = 0; i < 4; ++i) ((uint*)to)[i] = words[i];
 }
+"""
+
+_STORE = """\
+struct alignas(16) ggp_unit { uint words[4]; };
+__device__ __forceinline__ void ggp_store(void* to, const void* from) { *(ggp_unit*)to = *(const ggp_unit*)from; }
 """
 
 _COMMIT = """\
@@ -183,11 +194,16 @@ class Device:
         """The dtype as PTX calls it."""
         return _KIND[self.dtype]
 
-    def decode_rf8(self, out, codes):
+    def rf8_table(self):
+        """The first half of the residuals' table, to be kept in a register."""
+        value = T.uint32(0x80706040 if self.kind == "bf16" else 0x3C3B3B3A)
+        return T.cuda.func_call("ggp_opaque", value, source_code=_OPAQUE, return_type="uint32")
+
+    def decode_rf8(self, out, codes, table):
         """out[0:2] = the four weights of a word of codes, two 16-bit floats a word."""
         text = _DECODE_RF8_BF16 if self.kind == "bf16" else _DECODE_RF8_F16
         source = _PRMT + _MULTIPLY.format(kind=self.kind) + text
-        return T.cuda.func_call(f"ggp_decode_rf8_{self.kind}", out, codes, source_code=source)
+        return T.cuda.func_call(f"ggp_decode_rf8_{self.kind}", out, codes, table, source_code=source)
 
     def decode_table(self, out, codes, table):
         """The same by a lookup; `table` points at this lane's copy."""
@@ -201,6 +217,10 @@ class Device:
     def copy(self, to, address, count):
         """Begin to copy 16 bytes to shared memory; those beyond `count` become zero."""
         return T.cuda.func_call("ggp_copy", to, address, count, source_code=_COPY if self.aligned else _COPY_BYTES)
+
+    def store(self, to, address):
+        """Move 16 bytes between aligned places."""
+        return T.cuda.func_call("ggp_store", to, address, source_code=_STORE)
 
     def commit(self):
         """All copies since the last call are a group."""
@@ -216,20 +236,32 @@ class Device:
         return T.cuda.func_call(f"ggp_round_{self.kind}", value, source_code=source, return_type="uint16")
 
 
-def decode(device: Device, decoder: str, weights, word, shared, offset: int, lane) -> None:
-    """weights[0:2] = the four weights of a word of codes; a lane has its own of the tables at `offset`."""
-    out = T.address_of(weights[0])
-    if decoder == "rf8":
-        T.evaluate(device.decode_rf8(out, word))
-    else:
-        T.evaluate(device.decode_table(out, word, T.address_of(shared[offset + lane % COPIES])))
+@dataclass(frozen=True)
+class Decoder:
+    """How a kernel decodes: RF8 by bits, anything else by tables in its shared memory at word `offset`.
+
+    `table` is what every decoding needs: the word of `rf8_table`, or the address of a lane's copy of the codebook.
+    """
+
+    device: Device
+    name: str
+    table: object
+
+    def decode(self, weights, at: int, word) -> None:
+        """weights[at : at + 2] = the four weights of a word of codes."""
+        function = self.device.decode_rf8 if self.name == "rf8" else self.device.decode_table
+        T.evaluate(function(T.address_of(weights[at]), word, self.table))
 
 
-def fill_tables(device: Device, decoder: str, shared, offset: int, codebook, thread, threads: int) -> None:
-    """shared[offset + code · copies + copy] = codebook[code], rounded to the activations' dtype."""
-    if decoder == "rf8":
-        return
+def decoder(device: Device, name: str, shared, offset: int, codebook, thread, threads: int) -> Decoder:
+    """The decoder, after all threads have filled shared[offset + code · copies + copy] = codebook[code] where needed.
+
+    Values are rounded to the activations' dtype.
+    """
+    if name == "rf8":
+        return Decoder(device, name, T.bind(device.rf8_table()))
     with T.serial(256 * COPIES // threads) as i:
         value = device.round(codebook[(i * threads + thread) // COPIES])
         T.buffer_store(shared, T.cast(value, "uint32"), [offset + i * threads + thread])
     T.evaluate(T.tvm_storage_sync("shared"))
+    return Decoder(device, name, T.address_of(shared[offset + thread % COPIES]))
