@@ -70,15 +70,17 @@ def sample_of(weights: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def forecast(weights: Sequence[Tensor], slopes: Sequence[Slope], step: float) -> Forecast:
+def forecast(weights: Sequence[Tensor], slopes: Sequence[Slope], steps: Sequence[float]) -> Forecast:
     """The forecast for a λ of 1, whose steps together shrink each weight by its slope.
 
     Args:
         weights: floating; every rank that holds a part of one must call this.
         slopes: one for each, ln τ for all the steps until the next measurement.
-        step: Δ of the grid.
+        steps: Δ of the grid of each.
     """
     samples = sample_of(weights)
     shrinkages = [slope_of(sample, slope) for sample, slope in zip(samples, slopes)]
-    empty = torch.zeros(0)
+    # All in units of the first one's step, so that one grid holds the symbols of all.
+    step, empty = next(iter(steps), 1.0), torch.zeros(0)
+    samples, shrinkages = ([v * (step / s) for v, s in zip(values, steps)] for values in (samples, shrinkages))
     return Forecast(torch.cat([empty, *samples]), torch.cat([empty, *shrinkages]), step)

@@ -1,8 +1,9 @@
 """H(Δ) = −Σ p_q log2 p_q, q = round(θ/Δ): the zero-order entropy of weights on a uniform grid."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,28 +65,32 @@ def flat_blocks(weight: Tensor, size: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
             yield from flat_blocks(part, size)
 
 
-def histogram(weights: Iterable[Tensor], step: float) -> GridHistogram:
+def histogram(weights: Iterable[Tensor], step: float | Sequence[float]) -> GridHistogram:
     """counts[q] = #{i : round(θ_i/Δ) = q}, ties to even, pooled over all tensors.
 
     Of a DTensor every rank counts its part, and all get the sum; every rank that holds a part must call this.
 
     Args:
         weights: floating, any shapes, dtypes and devices; empty ones count nothing.
-        step: Δ > 0, in units of weight.
+        step: Δ > 0, in units of weight: one for all, or one for each.
 
     Raises:
         WeightError: NaN or infinity in a weight, or |θ|/Δ of 2^62 and more.
-        InputError: Δ is not a positive number.
+        InputError: Δ is not a positive number, or there are not as many as weights.
     """
-    if not (math.isfinite(step) and step > 0):
-        raise InputError(f"the grid's step is a positive number, not {step!r}")
     weights = list(weights)
+    steps = [step] * len(weights) if isinstance(step, int | float) else list(step)
+    for each in [step] if isinstance(step, int | float) else steps:
+        if not (isinstance(each, int | float) and math.isfinite(each) and each > 0):
+            raise InputError(f"the grid's step is a positive number, not {each!r}")
+    if len(steps) != len(weights):
+        raise InputError(f"{len(steps)} steps for {len(weights)} weights; give one step, or one for each weight")
     counts = _Counts()
     for shards, indices in grouped(weights).items():
         mine = counts if shards is None else _Counts()
         for index in indices:
             for block in flat_blocks(local_part(weights[index].detach())):
-                mine.add(block, step)
+                mine.add(block, steps[index])
         if shards is not None:
             counts.join(mine.over_ranks(shards))
     return counts.result()
@@ -148,14 +153,17 @@ class _Counts:
         return GridHistogram(distinct[summed > 0], summed[summed > 0])
 
 
-def entropy_bits(weights: Iterable[Tensor] | Tensor, step: float) -> float:
+def entropy_bits(
+    weights: Iterable[Tensor] | Tensor, step: float | Sequence[float], *, tables: Literal["one", "each"] = "one"
+) -> float:
     """H(Δ) = −Σ p_q log2 p_q with q = round(θ/Δ): bits a weight, one histogram pooled over all tensors.
 
     What an ideal coder with one table for the whole model needs, tables aside; memory stays at a block's copies.
 
     Args:
         weights: one tensor, or several; as in `histogram`.
-        step: Δ > 0, in units of weight.
+        step: Δ > 0, in units of weight: one for all, or one for each.
+        tables: "each" gives every tensor a table of its own, as a file of them does: Σ n·H / Σ n.
 
     Returns:
         Bits a weight; 0 for no weights.
@@ -163,4 +171,9 @@ def entropy_bits(weights: Iterable[Tensor] | Tensor, step: float) -> float:
     Raises:
         WeightError, InputError: as in `histogram`.
     """
-    return histogram([weights] if isinstance(weights, Tensor) else weights, step).bits
+    weights = [weights] if isinstance(weights, Tensor) else list(weights)
+    if tables == "one":
+        return histogram(weights, step).bits
+    steps = [step] * len(weights) if isinstance(step, int | float) else list(step)
+    counted = [histogram([weight], each) for weight, each in zip(weights, steps, strict=True)]
+    return sum(h.total * h.bits for h in counted) / max(1, sum(h.total for h in counted))

@@ -29,9 +29,13 @@ class ExactWeights:
         return bool(self.tensors)
 
     @torch.no_grad()
-    def restore_(self, weights: Iterable[tuple[str, nn.Parameter]], step: float) -> None:
-        """w ← θ where w is Δ·round(θ/Δ), ahead of an optimizer's step; weights that were never rounded stay."""
-        for name, weight in weights:
+    def restore_(self, weights: Iterable[tuple[str, nn.Parameter, float]]) -> None:
+        """w ← θ where w is Δ·round(θ/Δ), ahead of an optimizer's step; weights that were never rounded stay.
+
+        Args:
+            weights: name, Parameter and Δ of each.
+        """
+        for name, weight, step in weights:
             if name in self.tensors:
                 here = local_part(weight.detach())
                 kept = local_part(self.tensors[name]).to(here.device)
@@ -39,9 +43,13 @@ class ExactWeights:
                 here.copy_(torch.where(here == _on_grid(kept, step).to(here.dtype), kept.to(here.dtype), here))
 
     @torch.no_grad()
-    def round_(self, weights: Iterable[tuple[str, nn.Parameter]], step: float) -> None:
-        """θ ← w, then w ← Δ·round(w/Δ), ties to even, in float32, or float64 where the weight is."""
-        for name, weight in weights:
+    def round_(self, weights: Iterable[tuple[str, nn.Parameter, float]]) -> None:
+        """θ ← w, then w ← Δ·round(w/Δ), ties to even, in float32, or float64 where the weight is.
+
+        Args:
+            weights: name, Parameter and Δ of each.
+        """
+        for name, weight, step in weights:
             if name not in self.tensors:
                 self.tensors[name] = weight.detach().clone()
             here, kept = local_part(weight.detach()), local_part(self.tensors[name])

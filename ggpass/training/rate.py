@@ -12,6 +12,7 @@ from ggpass.training.controller import Controller, solve
 from ggpass.training.fits import Fits
 from ggpass.training.forecast import forecast
 from ggpass.training.grid import GridHistogram, histogram
+from ggpass.training.grids import Grids
 from ggpass.training.outcome import Course
 from ggpass.training.proximal import Slope
 from ggpass.training.settings import RateSettings
@@ -27,22 +28,27 @@ class Rate:
 
     Attributes:
         fits: ν and α of each weight.
+        grids: Δ of each weight.
         strength: λ in force, before the schedule's factor.
         used: the last λ above 0 that stepped weights; 0 before the first.
         measured: bits a weight and share of zeros after the step of the last measurement; NaN before the first.
         course: what there is to tell at the end about a target.
     """
 
-    def __init__(self, names: Sequence[str], settings: RateSettings, target: float | None) -> None:
+    def __init__(
+        self, names: Sequence[str], counts: Sequence[int], settings: RateSettings, target: float | None
+    ) -> None:
         """As it is ahead of the first step.
 
         Args:
             names: of the weights, in the order in which they are handed in.
+            counts: elements of each.
             settings: as given.
             target: bits a weight; None where λ is given.
         """
         self.names, self.settings = names, settings
         self.fits = Fits(len(names))
+        self.grids = Grids(counts, settings.step, settings.spread)
         self.strength = settings.strength or 0.0
         self.used = 0.0
         self.measured = (math.nan, math.nan)
@@ -65,15 +71,33 @@ class Rate:
 
     def slope(self, index: int, log_factor: float) -> Slope:
         """ρ'(|θ|) of one weight, times a factor."""
-        return Slope(log_factor, self.fits.shapes[index], self.settings.slope_epsilon)
+        return Slope(log_factor, self.fits.shapes[index], self.epsilon(index))
+
+    def follow(self, steps: int, weights: Sequence[nn.Parameter]) -> None:
+        """Let grids of their own follow the gradients, ahead of the step that comes; at every interval."""
+        if self.settings.spread and steps % self.settings.interval == 0:
+            self.grids.follow([weight.grad for weight in weights])
+
+    def epsilon(self, index: int) -> float:
+        """ε of one weight's slope: as given, or the step of its grid."""
+        own = self.settings.epsilon is None and self.settings.mode != "paper-code"
+        return self.grids.steps[index] if own else self.settings.slope_epsilon
+
+    def log_slope(self, index: int) -> float:
+        """ln(ν/(α^ν ln 2)); the proximal step counts in steps of the weight's own grid, as Adam's does in gradients.
+
+        Adam divides by g_i, so that a threshold of λ·ρ' would be λ·g_i in loss per bit; grids spread by γ = 1 undo it.
+        """
+        spread = math.log(self.grids.steps[index] / self.settings.step) if self.settings.mode == "proximal" else 0.0
+        return self.fits.log_slope(index) + spread
 
     def log_factor(self, index: int, steps: int, rate: float = 1.0) -> float:
         """ln of what multiplies (|θ|+ε)^(ν−1): lr·λ·m·ν/(α^ν ln 2); −∞ where there is nothing to do."""
-        return self.fits.log_slope(index) + _log(rate * self.strength * self.factor(steps))
+        return self.log_slope(index) + _log(rate * self.strength * self.factor(steps))
 
     def bounded_factor(self, index: int, steps: int, rate: float) -> float:
         """The same, held to what moves a weight by a share of its tensor's deviation."""
-        largest = self.fits.log_largest_factor(index, self.settings.slope_epsilon)
+        largest = self.fits.log_largest_factor(index, self.epsilon(index))
         return min(self.log_factor(index, steps, rate), largest)
 
     def stepped(self, indices: Sequence[int], steps: int) -> None:
@@ -105,7 +129,7 @@ class Rate:
         self._tell_broken(self.fits.update(weights, self.settings))
         if self.controller is None or steps % self.settings.interval:
             return
-        bits = histogram(self._usable(weights), self.settings.step).bits
+        bits = self._histogram(weights).bits
         self.strength = self._lead(self.controller, bits, steps, weights, rates())
         if self.controller.needs_no_rate(steps, bits, self.strength):
             warn(self.controller.surplus(bits))
@@ -122,10 +146,8 @@ class Rate:
         factor = interval * self.factor(steps)
         shares = self.course.shares_with_gradient(weights, steps)
         chosen = [i for i, w in enumerate(weights) if id(w) in rates and i not in self.fits.broken]
-        slopes = [
-            self.slope(i, self.fits.log_slope(i) + _log(factor * shares[i] * rates[id(weights[i])])) for i in chosen
-        ]
-        expected = forecast([weights[i] for i in chosen], slopes, self.settings.step)
+        slopes = [self.slope(i, self.log_slope(i) + _log(factor * shares[i] * rates[id(weights[i])])) for i in chosen]
+        expected = forecast([weights[i] for i in chosen], slopes, [self.grids.steps[i] for i in chosen])
         strength = solve(expected.log_drop, drop, expected.largest)
         foreseen = expected.log_drop(strength)
         controller.expect(bits, foreseen)
@@ -147,13 +169,15 @@ class Rate:
 
     def _count(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
         try:
-            return histogram(self._usable(weights), self.settings.step)
+            return self._histogram(weights)
         except WeightError:  # since the last fit the optimizer's step has brought NaN or infinity
             self._tell_broken(self.fits.find_broken(weights))
-            return histogram(self._usable(weights), self.settings.step)
+            return self._histogram(weights)
 
-    def _usable(self, weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        return [weight for index, weight in enumerate(weights) if index not in self.fits.broken]
+    def _histogram(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
+        """The symbols of all usable weights, each on its grid."""
+        usable = [index for index in range(len(weights)) if index not in self.fits.broken]
+        return histogram([weights[i] for i in usable], [self.grids.steps[i] for i in usable])
 
     def _tell_broken(self, indices: Sequence[int]) -> None:
         for index in indices:
@@ -193,6 +217,8 @@ class Rate:
             "fits": self.fits.as_tensor(),
             "course": self.course.state_dict(),
         }
+        if self.settings.spread:
+            state["grids"] = self.grids.as_tensor()
         if self.controller is not None:
             state["controller"] = self.controller.state_dict()
         return state
@@ -204,6 +230,8 @@ class Rate:
         self.used = float(state["used"])
         self.measured = (float(state["measured_bits"]), float(state["measured_zeros"]))
         self.fits.load_tensor(state["fits"])
+        if "grids" in state:
+            self.grids.load_tensor(state["grids"])
         self.course.load_state_dict(state["course"])
         self._fitted_at = -1
         if self.controller is not None:

@@ -63,7 +63,7 @@ class Regularizer:
         target = None
         if settings.has_target:
             target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
-        self._rate = Rate(self.names, settings, target)
+        self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
         self._scaler: GradScaler | None = None
         self._micro_batches = 1
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
@@ -172,8 +172,8 @@ class Regularizer:
         if self._scaler is not None:
             # The scaler itself multiplies, on the device, so that nothing waits for it.
             scale = self._scaler.scale(torch.tensor(scale, device=self.weights[0].device))
-        rate, epsilon = self._rate, self.settings.slope_epsilon
-        return [(rate.log_factor(i, self.steps), rate.fits.shapes[i], epsilon, scale) for i in range(len(self.weights))]
+        slopes = [self._rate.slope(i, self._rate.log_factor(i, self.steps)) for i in range(len(self.weights))]
+        return [(slope.log_factor, slope.shape, slope.epsilon, scale) for slope in slopes]
 
     def scale_nodes(self, scaler: GradScaler | None = None, micro_batches: int = 1) -> "Regularizer":
         """Tell the nodes of training graphs by what the caller multiplies the loss, which they cannot see.
@@ -211,7 +211,9 @@ class Regularizer:
                 f"all total_steps={self.steps} are done and the optimizer goes on: the rate acts no more, zeros stay; "
                 "give the real number of optimizer steps"
             )
-        self._exact.restore_(((self.names[i], weight) for i, weight in self._of(rates)), self.settings.step)
+        self._exact.restore_(self._on_grids(rates))
+        if self._is_clock(optimizer) and not self._exact:
+            self._rate.follow(self.steps, self.weights)
         if self._rate.in_tail(self.steps):
             self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
         elif self.coupled:
@@ -236,7 +238,7 @@ class Regularizer:
                 self._refit(optimizer)
             step_weights(self._rate, self.steps, self._of(rates), rates)
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
-            self._exact.round_(((self.names[i], weight) for i, weight in self._of(rates)), self.settings.step)
+            self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
             self._end_step()
 
@@ -258,6 +260,9 @@ class Regularizer:
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
         return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
 
+    def _on_grids(self, rates: dict[int, float]) -> list[tuple[str, nn.Parameter, float]]:
+        return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._of(rates)]
+
     def _refit(self, *optimizer: Optimizer) -> None:
         """Fit all weights, move λ; `optimizer` is the one that steps, where none is attached."""
         optimizers = self._optimizers or optimizer
@@ -271,6 +276,11 @@ class Regularizer:
         return self._rate.fits
 
     @property
+    def grid_steps(self) -> dict[str, float]:
+        """Δ of each weight's grid, by name: the settings' step for all, unless they spread it."""
+        return dict(zip(self.names, self._rate.grids.steps))
+
+    @property
     def target(self) -> float | None:
         """Bits a weight that λ leads to; None where λ is given."""
         return None if self._rate.controller is None else self._rate.controller.target
@@ -281,15 +291,15 @@ class Regularizer:
         return self._rate.strength
 
     def histogram(self) -> GridHistogram:
-        """The symbols of all regularized weights on the settings' grid, counted now.
+        """The symbols of all regularized weights on their grids, counted now.
 
         Raises:
             WeightError: NaN or infinity in a weight.
         """
-        return histogram(self.weights, self.settings.step)
+        return histogram(self.weights, self._rate.grids.steps)
 
     def bits(self) -> float:
-        """Zero-order entropy now, exactly: bits a weight over all regularized weights on the settings' grid."""
+        """Zero-order entropy now, exactly: bits a weight over all regularized weights on their grids."""
         return self.histogram().bits
 
     def status(self) -> str:

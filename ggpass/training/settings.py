@@ -30,6 +30,10 @@ class RateSettings:
         target_megabytes: the same as a size of the whole model in 10^6 bytes: regularized weights at their entropy,
             every other tensor as it is.
         step: Δ of that grid, in units of weight.
+        spread: γ from 0 to 1. Above 0 each weight tensor has a grid of its own, Δ_i = Δ·(ḡ/g_i)^γ, g_i = √E[gradient²]
+            in the last steps ahead of `schedule.on_grid` and ḡ the geometric mean over all weights: embeddings and
+            heads, which a loss feels most, get finer grids than inner layers. `Regularizer.grid_steps` tells them.
+            The proximal step is scaled by Δ_i/Δ, and where ε is `step` it is Δ_i.
         mode: "proximal": after the optimizer's step, θ ← sign(θ)·max(|θ| − lr·λ·m·ρ'(|θ|), 0): exact zeros appear.
             "coupled": λ·m·ρ'(|θ|)·sign(θ) joins the gradient before the optimizer's step.
             "paper-coupled": arXiv 2504.16968, Algorithm 1: λ·ν/N·sign(θ)(|θ|+ε)^(ν−1) joins the gradient, one ν for
@@ -56,6 +60,7 @@ class RateSettings:
     target_bits: float | None = None
     target_megabytes: float | None = None
     step: float = 2.0**-6
+    spread: float = 0.0
     mode: Mode = "proximal"
     shape_max: float = 1.0
     shape: float | None = None
@@ -92,6 +97,8 @@ class RateSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is a positive number, not {value!r}")
+        if not (isinstance(self.spread, int | float) and 0 <= self.spread <= 1):
+            raise InputError(f"spread is a number from 0 (one grid for all) to 1, not {self.spread!r}")
         for name in ("strength", "epsilon"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
