@@ -32,10 +32,14 @@ def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def lowering_for(
-    target: str, scheme: Scheme | None, only: str | Iterable[str], skip: str | Iterable[str]
+    target: str,
+    scheme: Scheme | None,
+    only: str | Iterable[str],
+    skip: str | Iterable[str],
+    arch: str | Iterable[str] = (),
 ) -> tuple[Target, Lowering, tuple[str, ...]]:
     """What a target string and the options of `compile` ask for: the device, the lowering, notes for the report."""
-    fmt, device = resolve(target)
+    fmt, device = resolve(target, _patterns(arch))
     notes = device.prepare(fmt)
     lowering = replace(
         device.lowering(), format=fmt, scheme=scheme or Scheme(), only=_patterns(only), skip=_patterns(skip)
@@ -54,6 +58,7 @@ def compile(
     passes: Pass | Iterable[Pass | Callable[[Program], Report]] = (),
     only: str | Iterable[str] = (),
     skip: str | Iterable[str] = (),
+    arch: str | Iterable[str] = (),
     inplace: bool = False,
 ) -> Any:
     """Lower a model's weights to 8 bits for a target.
@@ -72,6 +77,8 @@ def compile(
         passes: more passes, run on the graph before the target's own; they need example inputs.
         only: patterns; weights that match none stay float. A shell pattern on the full name, or a module's name.
         skip: patterns of weights that stay float; stronger than `only`.
+        arch: for `-cuda`: GPU architectures to build for ahead of time, as "sm_90"; no GPU is needed then, and what
+            comes back carries its kernels into the file it is saved to.
         inplace: free each float weight as its codes exist. The model is consumed: without inputs it becomes the
             result, with inputs it must not be used any more.
 
@@ -79,7 +86,7 @@ def compile(
         An Artifact (with inputs), or a module of the same class (without). `ggpass.report` works on both.
 
     Raises:
-        TargetError: unknown or unusable target, with the list.
+        TargetError: unknown or unusable target, with the list; a weight that is not on the target's device.
         TraceError: the model cannot be traced; says what broke.
         WeightError: NaN or infinity in a weight, an integer weight, a pattern that matches nothing.
         InputError: `model` is no module; `passes` or `dynamic_shapes` without inputs.
@@ -91,7 +98,9 @@ def compile(
     if isinstance(args, Mapping):
         raise InputError("args is a tuple of positional inputs; give keyword inputs as kwargs=")
     passes = (passes,) if callable(passes) else tuple(passes)
-    device, lowering, notes = lowering_for(target, scheme, only, skip)
+    device, lowering, notes = lowering_for(target, scheme, only, skip, arch)
+    for name, parameter in model.named_parameters():
+        device.check_tensor(name, parameter)
     names = names_of(model)
     lowering = replace(lowering, free=inplace, aliases=names)
     lowering.check_patterns(name for group in names.values() for name in group)
@@ -101,6 +110,7 @@ def compile(
             raise InputError("passes= and dynamic_shapes= need a graph; give example inputs (args=, kwargs=) with them")
         result, report = lower_module(model, lowering, inplace=inplace)
         report.notes += [*notes, "without example inputs: linears that share an input stay apart, no graph passes run"]
+        device.finish(result, report, target)
         result.__dict__["ggpass_report"] = report
         result.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(result))
         return result

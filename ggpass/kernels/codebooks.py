@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ggpass.formats.rf8 import RF8_CODEBOOK
+from ggpass.kernels.remember import Remembered
 
 
 class Codebook(NamedTuple):
@@ -19,7 +19,8 @@ class Codebook(NamedTuple):
 
 
 def classify(codebook: Tensor) -> Codebook:
-    """The decoder for 256 float32 values."""
+    """The decoder for 256 float32 values; on a GPU this waits for it."""
+    codebook = codebook.cpu()
     if torch.equal(codebook, RF8_CODEBOOK):
         return Codebook("rf8", 1.0)
     unit = float(codebook[1])
@@ -32,22 +33,8 @@ def classify(codebook: Tensor) -> Codebook:
     return Codebook("table", 1.0)
 
 
-class Codebooks:
-    """The remembered answers; a tensor is not kept alive, and one changed in place is looked at again."""
+class Codebooks(Remembered[Codebook]):
+    """The remembered answers."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, Codebook]] = {}
-
-    def of(self, codebook: Tensor) -> Codebook:
-        """`classify(codebook)`, remembered."""
-        version = 0 if codebook.is_inference() else codebook._version
-        known = self._known.get(id(codebook))
-        if known is not None and known[0]() is codebook and known[1] == version:
-            return known[2]
-        answer, identity, memory = classify(codebook), id(codebook), self._known
-
-        def forget(_: weakref.ref[Tensor]) -> None:
-            memory.pop(identity, None)
-
-        memory[identity] = (weakref.ref(codebook, forget), version, answer)
-        return answer
+        super().__init__(classify)

@@ -1,13 +1,16 @@
 """The targets. A new one is a file here and a line in TARGETS."""
 
+from collections.abc import Sequence
+
 from ggpass.errors import FormatError, TargetError
 from ggpass.formats import FORMATS, Format, get_format
 from ggpass.targets.base import Target
 from ggpass.targets.cpu import CPU_TARGET
+from ggpass.targets.cuda import CUDA_TARGET
 from ggpass.targets.onnx import ONNX_TARGET
 from ggpass.targets.reference import REFERENCE_TARGET
 
-TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, REFERENCE_TARGET, ONNX_TARGET)}
+TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, CUDA_TARGET, REFERENCE_TARGET, ONNX_TARGET)}
 
 
 def _choices() -> str:
@@ -15,8 +18,11 @@ def _choices() -> str:
     return f"formats: {', '.join(FORMATS)}; devices: {devices}"
 
 
-def resolve(target: str) -> tuple[Format, Target]:
+def resolve(target: str, archs: Sequence[str] = ()) -> tuple[Format, Target]:
     """`format-device` → (Format, Target): a target string splits at its first dash.
+
+    Args:
+        archs: architectures to build for ahead of time; empty for this machine.
 
     Raises:
         TargetError: an unknown half, or a device that cannot be used here; lists both halves with the reasons.
@@ -32,10 +38,11 @@ def resolve(target: str) -> tuple[Format, Target]:
         raise TargetError(f"target {target!r}: {error}; {_choices()}") from None
     if device not in TARGETS:
         raise TargetError(f"target {target!r}: there is no device {device!r}; {_choices()}")
-    reason = TARGETS[device].unavailable()
+    found = TARGETS[device].for_archs(archs) if archs else TARGETS[device]
+    reason = found.unavailable()
     if reason:
         raise TargetError(f"target {target!r} cannot be used here: {reason}; {_choices()}")
-    return fmt, TARGETS[device]
+    return fmt, found
 
 
 __all__ = ["TARGETS", "Target", "resolve"]

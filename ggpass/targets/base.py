@@ -1,9 +1,13 @@
 """Target: where a lowered model runs, and everything that takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor, nn
+
 from ggpass.artifact import Artifact, Sizes
+from ggpass.errors import TargetError
 from ggpass.formats import Format
 from ggpass.lowering import Lowering
 from ggpass.ops import Operators
@@ -24,8 +28,20 @@ class Target(Protocol):
         """Why it cannot be used here and what to do about it; None where it can."""
         ...
 
+    def for_archs(self, archs: Sequence[str]) -> "Target":
+        """The same target, building ahead of time for processors that are elsewhere.
+
+        Raises:
+            TargetError: it does not do that, or knows no such architecture.
+        """
+        ...
+
     def prepare(self, fmt: Format) -> tuple[str, ...]:
         """Load or build what it needs, once; notes for the report, a fallback taken for instance."""
+        ...
+
+    def check_tensor(self, name: str, tensor: Tensor) -> None:
+        """Raise TargetError where a weight lies where it cannot be lowered; before anything is converted."""
         ...
 
     def lowering(self) -> Lowering:
@@ -38,6 +54,10 @@ class Target(Protocol):
 
     def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
         """The finished Artifact."""
+        ...
+
+    def finish(self, model: nn.Module, report: Report, target: str) -> None:
+        """What a module needs that was lowered without a graph, attached to it."""
         ...
 
 
@@ -56,6 +76,12 @@ class TorchTarget:
     def unavailable(self) -> str | None:
         return None
 
+    def for_archs(self, archs: Sequence[str]) -> Target:
+        raise TargetError(f"target {self.name} builds for this machine; leave out arch={tuple(archs)}")
+
+    def check_tensor(self, name: str, tensor: Tensor) -> None:
+        """Any place will do."""
+
     def prepare(self, fmt: Format) -> tuple[str, ...]:
         return ()
 
@@ -68,3 +94,6 @@ class TorchTarget:
 
     def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
         return Artifact(program, target, report, sizes)
+
+    def finish(self, model: nn.Module, report: Report, target: str) -> None:
+        """Nothing."""

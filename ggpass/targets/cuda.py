@@ -1,0 +1,357 @@
+"""The target `cuda`: kernels for NVIDIA GPUs, registered for CUDA tensors of every ggpass operator.
+
+With `arch=` it builds for GPUs that are elsewhere: kernels travel with the Artifact and with the file it is saved to.
+"""
+
+import functools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ggpass import ops
+from ggpass.artifact import Artifact, Sizes
+from ggpass.errors import InputError, TargetError
+from ggpass.formats import Format
+from ggpass.modules import Lowered, LoweredConv, LoweredEmbedding
+from ggpass.pipeline import Report
+from ggpass.program import Program
+from ggpass.targets.base import TorchTarget
+
+if TYPE_CHECKING:
+    from ggpass.kernels.cuda.cubins import Cubin
+    from ggpass.kernels.cuda.kernels import CudaKernels
+    from ggpass.kernels.cuda.needs import Need
+
+logger = logging.getLogger("ggpass")
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+
+_said: set[str] = set()
+
+
+def _say_once(what: str) -> None:
+    if what not in _said:
+        _said.add(what)
+        logger.warning("%s", what)
+
+
+def _reason_here() -> str:
+    """Why no kernel can run on this machine; empty where one can."""
+    from ggpass.kernels.cuda.driver import reason_against
+
+    reason = reason_against()
+    if not reason and torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA; install a CUDA build of the same version"
+    return reason
+
+
+def _raw_stream(index: int) -> int:
+    return torch.cuda.current_stream(index).cuda_stream
+
+
+@functools.cache
+def kernels_on(index: int) -> "CudaKernels | str":
+    """The kernels of torch's device "cuda:index", or why there are none; nothing is built or loaded yet."""
+    # Imported at the first use: loading the driver is no part of `import ggpass`.
+    from ggpass.kernels.cuda.driver import DriverError, open_driver
+    from ggpass.kernels.cuda.kernels import CudaKernels
+    from ggpass.kernels.unavailable import KernelsUnavailable
+
+    try:
+        driver = open_driver()
+        device = driver.device(index)
+    except (KernelsUnavailable, DriverError) as error:
+        return str(error)
+    reason = device.reason_against()
+    # The same without torch's checks and its stream object, where torch has it.
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
+    return reason or CudaKernels(driver, device, functools.partial(raw, index))
+
+
+def _kernels(codes: Tensor, **others: Tensor | None) -> "CudaKernels | None":
+    """The kernels of the GPU that the codes are on; None where the reference must do, which is logged once."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != codes.device:
+            raise InputError(
+                f"the {name} is on {tensor.device} and the weight on {codes.device}; move both to one device, as with "
+                f"x.to({str(codes.device)!r}) or model.to({str(tensor.device)!r})"
+            )
+    found = kernels_on(codes.device.index)
+    if isinstance(found, str):
+        _say_once(f"{codes.device} computes with the torch reference, several times slower: {found}")
+        return None
+    return found
+
+
+def _without(device: torch.device, error: Exception) -> None:
+    _say_once(f"{device} computes with the torch reference, several times slower: {error}")
+
+
+def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Tensor | None) -> Tensor:
+    from ggpass.kernels.unavailable import KernelsUnavailable
+
+    kernels = _kernels(codes, input=x, scale=scale, codebook=codebook, bias=bias)
+    if kernels is not None and x.dtype in KERNEL_DTYPES:
+        ops.check_linear(x, codes, scale, codebook)
+        rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
+        try:
+            y = kernels.linear(rows, codes, scale, bias, codebook)
+        except KernelsUnavailable as error:
+            _without(codes.device, error)
+        else:
+            # Not `view`: autograd forbids in-place operators on what a custom operator returns as a view.
+            return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], codes.shape[0]])
+    elif kernels is not None:
+        _say_once(float_note(x.dtype))
+    return ops.reference_linear(x, codes, scale, codebook, bias)
+
+
+def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
+    from ggpass.kernels.unavailable import KernelsUnavailable
+
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"embedding ids are int64 or int32, not {ids.dtype}")
+    kernels = _kernels(codes, input=ids, scale=scale, codebook=codebook)
+    if kernels is not None and dtype in KERNEL_DTYPES:
+        try:
+            rows = kernels.embedding(ids.reshape(-1), codes, scale, codebook, dtype)
+        except KernelsUnavailable as error:
+            _without(codes.device, error)
+        else:
+            return torch.ops.aten._unsafe_view(rows, [*ids.shape, codes.shape[1]])
+    return ops.reference_embedding(ids, codes, scale, codebook, dtype)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
+    from ggpass.kernels.unavailable import KernelsUnavailable
+
+    kernels = _kernels(codes, scale=scale, codebook=codebook)
+    if kernels is not None and dtype in KERNEL_DTYPES:
+        try:
+            return kernels.dequantize(codes, scale, codebook, dtype)
+        except KernelsUnavailable as error:
+            _without(codes.device, error)
+    return ops.reference_dequantize(codes, scale, codebook, dtype)
+
+
+for _name, _kernel in (("linear", _linear), ("embedding", _embedding), ("dequantize", _dequantize)):
+    ops.LIBRARY.impl(_name, _kernel, "CUDA")
+
+
+def float_note(dtype: torch.dtype) -> str:
+    """What is said where activations have a dtype without kernels."""
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"activations are {name}, and the CUDA kernels take bfloat16 and float16: linears decode their weight at each "
+        "call and multiply in torch, which saves memory and no time; compile model.to(torch.bfloat16) for speed"
+    )
+
+
+class CudaArtifact(Artifact):
+    """An Artifact whose kernels travel with it.
+
+    Attributes:
+        kernels: the cubins that its graph can call, for each architecture it was compiled for.
+    """
+
+    def __init__(
+        self, program: Program, target: str, report: Report, sizes: Sizes, kernels: "tuple[Cubin, ...]" = ()
+    ) -> None:
+        super().__init__(program, target, report, sizes)
+        self.kernels = kernels
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program on the GPU that its tensors are on.
+
+        Raises:
+            InputError: an input, or the artifact itself, is not on a GPU; or as `Artifact`.
+        """
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.device.type == "cpu" and leaf.dim():
+                raise InputError(self._why_not_here(leaf))
+        return super().__call__(*args, **kwargs)
+
+    def _why_not_here(self, leaf: Tensor) -> str:
+        what = f"this artifact was compiled for {self.target} and was called with a tensor on {leaf.device}"
+        if any(t.device.type != "cpu" for t in self.program.graph_module.state_dict().values()):
+            return f"{what}; move the inputs with .to('cuda')"
+        archs = ", ".join(sorted({cubin.arch for cubin in self.kernels}))
+        return (
+            f"{what}; its own tensors are there too, since it was built ahead of time ({archs}): save it, and load it "
+            "on a machine with such a GPU, into the model compiled there on 'cuda'. To see its values here, compile "
+            "for the target reference or cpu"
+        )
+
+
+@dataclass(frozen=True)
+class CudaTarget(TorchTarget):
+    """Kernels for this machine's GPU, or ahead of time for others.
+
+    Attributes:
+        archs: what to build for, as ("sm_90",); empty for this machine's GPUs.
+    """
+
+    archs: tuple[str, ...] = ()
+
+    def for_archs(self, archs: Sequence[str]) -> "CudaTarget":
+        """The same target, building ahead of time.
+
+        Raises:
+            TargetError: no architecture of that name.
+        """
+        from ggpass.kernels.cuda.archs import parse
+        from ggpass.kernels.unavailable import KernelsUnavailable
+
+        try:
+            for arch in archs:
+                parse(arch)
+        except KernelsUnavailable as error:
+            raise TargetError(f"arch={archs!r}: {error}") from error
+        return replace(self, archs=tuple(dict.fromkeys(archs)))
+
+    def unavailable(self) -> str | None:
+        """Ahead of time: no compiler or no TVM. Else: no driver, no GPU, one too old, or a torch without CUDA."""
+        if self.archs:
+            return _reason_not_to_build() or None
+        reason = _reason_here()
+        return f'{reason}; or build for a GPU elsewhere with arch="sm_90", or use rf8-cpu' if reason else None
+
+    def check_tensor(self, name: str, tensor: Tensor) -> None:
+        """A weight lies on a GPU that the kernels run on, unless this builds ahead of time.
+
+        Raises:
+            TargetError: it is not on a GPU that the kernels run on.
+        """
+        # Norms and biases may lie anywhere: only matrices are lowered.
+        if self.archs or tensor.dim() < 2 or tensor.device.type == "meta":
+            return
+        if tensor.device.type != "cuda":
+            raise TargetError(
+                f"target cuda lowers a model where it lies, and {name!r} is on {tensor.device}; call model.to('cuda') "
+                'first, or build for a GPU elsewhere with arch="sm_90"'
+            )
+        found = kernels_on(tensor.device.index or 0)
+        if isinstance(found, str):
+            raise TargetError(f"{name!r} is on {tensor.device}: {found}; move the model to a newer GPU, or use rf8-cpu")
+
+    def prepare(self, fmt: Format) -> tuple[str, ...]:
+        """Nothing is built before it is known what for; notes on what is rounded."""
+        from ggpass.kernels.cuda.kernels import inexact
+
+        counts = {dtype: inexact(fmt.codebook, dtype) for dtype in KERNEL_DTYPES}
+        return tuple(
+            f"{count} of {fmt.name}'s 256 values are rounded in {str(dtype).removeprefix('torch.')} models"
+            for dtype, count in counts.items()
+            if count
+        )
+
+    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
+        """The Artifact, every kernel that it can call built and, on this machine's GPUs, loaded.
+
+        Raises:
+            TargetError: ahead of time, a kernel cannot be built.
+        """
+        uses = list(_uses_of_program(program))
+        return CudaArtifact(program, target, report, sizes, self._kernels(uses, report, target))
+
+    def finish(self, model: nn.Module, report: Report, target: str) -> None:
+        """The same for a lowered module, which carries its kernels as `ggpass_kernels`."""
+        uses = list(_uses_of_module(model))
+        model.__dict__["ggpass_kernels"] = self._kernels(uses, report, target)
+
+    def _kernels(
+        self, uses: "Sequence[tuple[Need, Tensor, Tensor]]", report: Report, target: str
+    ) -> "tuple[Cubin, ...]":
+        """Build what `uses` call: each a need, its codes and its codebook."""
+        from ggpass.kernels.cuda.kernels import decoder_of
+        from ggpass.kernels.cuda.needs import variants_for
+        from ggpass.kernels.unavailable import KernelsUnavailable
+
+        if not uses:
+            return ()
+        for dtype in dict.fromkeys(need.dtype for need, _, _ in uses if need.family == "linear"):
+            if dtype not in KERNEL_DTYPES:
+                report.notes.append(float_note(dtype))
+        decoder = decoder_of(uses[0][2])
+        wanted = variants_for((need for need, _, _ in uses), decoder)
+        made: dict[tuple[str, str], Cubin] = {}
+        try:
+            if self.archs:
+                from ggpass.kernels.cuda.cubins import obtain_all
+
+                for arch in self.archs:
+                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch)}
+            else:
+                for index in sorted({codes.device.index or 0 for _, codes, _ in uses}):
+                    kernels = kernels_on(index)
+                    if not isinstance(kernels, str):
+                        made |= {(c.name, c.arch): c for c in kernels.load(wanted)}
+        except KernelsUnavailable as error:
+            if self.archs:
+                raise TargetError(f"target {target!r} with arch={self.archs}: {error}") from error
+            logger.warning("target cuda computes with the torch reference, several times slower: %s", error)
+            report.notes.append(
+                f"computes with the torch reference, several times slower, until it has kernels: {error}"
+            )
+        if made:
+            report.notes.append(describe(made.values()))
+        return tuple(made.values())
+
+
+def _reason_not_to_build() -> str:
+    """Why no kernel can be built here; empty where one can."""
+    from ggpass.kernels import cache
+    from ggpass.kernels.cuda import compiler
+    from ggpass.kernels.unavailable import KernelsUnavailable
+
+    try:
+        compiler.find()
+    except KernelsUnavailable as error:
+        return str(error)
+    if cache.version_of("apache-tvm") is None:
+        return "apache-tvm is not installed to generate kernels; pip install 'ggpass[tvm]'"
+    return ""
+
+
+def describe(kernels: "Iterable[Cubin]") -> str:
+    """One line for the report: how many kernels, for what, by which compiler, and what they take."""
+    kernels = list(kernels)
+    archs, compilers = (sorted({getattr(c, what) for c in kernels}) for what in ("arch", "compiler"))
+    registers = max((c.registers or 0 for c in kernels), default=0)
+    spilling = sorted(f"{c.name} ({c.spills} bytes)" for c in kernels if c.spills)
+    return (
+        f"{len(kernels)} CUDA kernels for {', '.join(archs)} by {', '.join(compilers)}, "
+        f"{sum(len(c.image) for c in kernels) / 1e3:.0f} kB; at most {registers} registers a thread, "
+        + (f"registers spilled in {', '.join(spilling)}" if spilling else "none spilled")
+    )
+
+
+def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]":
+    from ggpass.kernels.cuda.needs import Need
+
+    operators = ops.DISPATCHED
+    places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}
+    for node in program.calls(*places, operators.dequantize):
+        family, at = places.get(node.target, ("dequantize", 0))  # type: ignore[arg-type]
+        codes, _, codebook = (program.weight(str(a.target)) for a in node.args[at : at + 3])  # type: ignore[union-attr]
+        dtype = node.args[0].meta["val"].dtype if family == "linear" else node.args[at + 3]  # type: ignore[union-attr]
+        yield Need(family, dtype, codes.shape[1]), codes, codebook  # type: ignore[arg-type]
+
+
+def _uses_of_module(model: nn.Module) -> "Iterator[tuple[Need, Tensor, Tensor]]":
+    from ggpass.kernels.cuda.needs import Need
+
+    for module in model.modules():
+        if isinstance(module, Lowered):
+            families = {LoweredEmbedding: "embedding", LoweredConv: "dequantize"}
+            family = next((name for kind, name in families.items() if isinstance(module, kind)), "linear")
+            held = module.lowered
+            yield Need(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
+
+
+CUDA_TARGET = CudaTarget("cuda", ops.DISPATCHED)
