@@ -1,7 +1,7 @@
 """H(Δ) = −Σ p_q log2 p_q, q = round(θ/Δ): the zero-order entropy of weights on a uniform grid."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import InputError, WeightError
+from ggpass.ggd.blocks import blocks
 from ggpass.training.sharded import Shards, gather, grouped, local_part, reduce_
-
-#: Elements quantized at a time: the copies of one block stay near 8 MB.
-BLOCK_ELEMENTS = 1 << 20
 
 #: |q| up to this is counted in a table; what lies outside is sorted instead.
 WINDOW = 1 << 15
@@ -49,22 +47,6 @@ class GridHistogram:
         return int(self.counts[self.values == 0].sum()) / self.total if self.total else 0.0
 
 
-def flat_blocks(weight: Tensor, size: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
-    """Every element of a tensor once, in flat views of at most `size` elements; writing to them writes the tensor.
-
-    A tensor with gaps between its elements is walked along its outermost dimension.
-    """
-    weight = weight.permute(sorted(range(weight.dim()), key=lambda d: -weight.stride()[d]))
-    if weight.is_contiguous():
-        if weight.numel():
-            yield from weight.view(-1).split(size)
-    elif weight.dim() == 1:
-        yield from weight.split(size)
-    else:
-        for part in weight:
-            yield from flat_blocks(part, size)
-
-
 def histogram(weights: Iterable[Tensor], step: float | Sequence[float]) -> GridHistogram:
     """counts[q] = #{i : round(θ_i/Δ) = q}, ties to even, pooled over all tensors.
 
@@ -89,7 +71,7 @@ def histogram(weights: Iterable[Tensor], step: float | Sequence[float]) -> GridH
     for shards, indices in grouped(weights).items():
         mine = counts if shards is None else _Counts()
         for index in indices:
-            for block in flat_blocks(local_part(weights[index].detach())):
+            for block in blocks(local_part(weights[index].detach())):
                 mine.add(block, steps[index])
         if shards is not None:
             counts.join(mine.over_ranks(shards))
