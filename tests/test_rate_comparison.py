@@ -16,6 +16,7 @@ from rate import jobs
 from rate.compare import fewest_bits, frontier, of_common_seeds, settings_of, standard_error, thresholds, tuned_adamw
 from rate.jobs import Job
 from rate.plans import PLANS, quick
+from rate.tables import _words
 from training.task import Quality, Task
 
 
@@ -60,6 +61,21 @@ def test_a_grid_that_one_seed_lacks_is_left_out() -> None:
         [result("l1", 1, 0, [(0.1, 2, 0.5, 0.5), (0.2, 1, 0.5, 0.5)]), result("l1", 1, 1, [(0.1, 4, 0.5, 0.7)])]
     )
     assert [(s.step, s.bits, s.test) for s in found] == [(0.1, (2, 4), (0.5, 0.7))]
+
+
+def test_own_grids_are_a_setting_beside_one_grid_for_all() -> None:
+    run = result("adamw", 1, 0, [(0, 32, 0.9, 0.9), (0.1, 3, 0.9, 0.9)])
+    run["points"].append([0.1, 2.0, 0.9, 0.1, 0.9, 0.1, 0.75])
+    run["points"].append([0.2, 1.0, 0.9, 0.1, 0.8, 0.1, 0.75])
+    found = settings_of([run])
+    assert [(s.step, s.spread, s.bits) for s in found if s.step] == [
+        (0.1, 0, (3,)),
+        (0.1, 0.75, (2,)),
+        (0.2, 0.75, (1,)),
+    ]
+    best = fewest_bits(found, "adamw", 0.9, "test")
+    assert best is not None
+    assert _words(best) == "strength 1, Δ 2^-3.32193, spread 0.75"
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,6 +20,7 @@ class Setting:
     Attributes:
         method, setting: as in the jobs.
         step: Δ; 0 for the weights as they are.
+        spread: γ of the grids of the matrices; 0: one for all.
         bits, held_out, test: one value a seed.
     """
 
@@ -29,6 +30,7 @@ class Setting:
     bits: tuple[float, ...]
     held_out: tuple[float, ...]
     test: tuple[float, ...]
+    spread: float = 0.0
 
 
 def of_common_seeds(results: list[Result]) -> list[Result]:
@@ -42,22 +44,22 @@ def of_common_seeds(results: list[Result]) -> list[Result]:
 
 
 def settings_of(results: Iterable[Result]) -> list[Setting]:
-    """Every (method, setting, Δ) for which all seeds have a point."""
+    """Every (method, setting, Δ, γ) for which all seeds have a point."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         job = result["job"]
         groups.setdefault(f"{job['method']} {sorted(job['setting'].items())}", []).append(result)
     found = []
     for group in groups.values():
-        by_step: dict[float, list[list[float]]] = {}
+        by_grid: dict[tuple[float, float], list[list[float]]] = {}
         for result in group:
             for point in result["points"]:
-                by_step.setdefault(point[0], []).append(point)
+                by_grid.setdefault((point[0], point[6] if len(point) > 6 else 0.0), []).append(point)
         job = group[0]["job"]
-        for step, points in by_step.items():
+        for (step, spread), points in by_grid.items():
             if len(points) == len(group):
                 columns = list(zip(*points))
-                found.append(Setting(job["method"], job["setting"], step, columns[1], columns[2], columns[4]))
+                found.append(Setting(job["method"], job["setting"], step, columns[1], columns[2], columns[4], spread))
     return found
 
 

@@ -74,6 +74,7 @@ def run(job: Job) -> Result:
     from training.loop import train
 
     from . import methods
+    from .plans import PLANS
 
     task = task_of(job.task, job.epochs)
     recipe, model = methods.prepare(task, job)
@@ -90,8 +91,10 @@ def run(job: Job) -> Result:
     result: Result = {"job": asdict(job), "seconds": round(seconds, 1), "losses": losses}
     if regularizer is not None:
         result["rate"] = {"bits": regularizer.bits(), "strength": regularizer.strength, "status": regularizer.status()}
-    points = grid_points(task, trained, _steps(job))
-    result["points"] = [[p.step, p.bits, p.held_out.score, p.held_out.nll, p.test.score, p.test.nll] for p in points]
+    points = grid_points(task, trained, _grids(job, task, trained, regularizer), tables=PLANS[job.task].tables)
+    result["points"] = [
+        [p.step, p.bits, p.held_out.score, p.held_out.nll, p.test.score, p.test.nll, p.spread] for p in points
+    ]
     if job.setting.get("keep"):
         from safetensors.torch import save_file
 
@@ -102,16 +105,23 @@ def run(job: Job) -> Result:
     return result
 
 
-def _steps(job: Job) -> tuple[float, ...]:
+def _grids(job: Job, task: Any, model: Any, regularizer: Any) -> list[Any]:
     """The grids to measure on: a model that ends on a grid has one of its own, initializers need none."""
-    from training.grid_points import STEPS
+    from training.grid_points import STEPS, Grid, own_grids, uniform_grids
+
+    from .plans import PLANS
 
     if job.method == "init":
-        return ()
+        return []
     if "grid" in job.setting or job.method == "controller":
-        return (job.setting["step"],)
-    # Its evaluation takes as long as a seventh of its training.
-    return STEPS[8::3] if job.task == "minilm-classifier" else STEPS
+        steps = tuple(regularizer.grid_steps.values())  # in the order of `matrices`: the model's, tied ones once
+        return [Grid(job.setting["step"], job.setting.get("spread", 0.0), steps)]
+    plan = PLANS[job.task]
+    steps = STEPS if plan.steps is None else plan.steps
+    found = uniform_grids(model, steps)
+    for spread in plan.spreads:
+        found += own_grids(task, model, spread, steps)
+    return found
 
 
 def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list[Result]:

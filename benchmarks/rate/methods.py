@@ -20,7 +20,7 @@ LAPLACE_SCALE = 1 / math.log(2)
 def prepare(task: Task, job: Job) -> tuple[Recipe, nn.Module | None]:
     """The recipe of a job, and its model if it is not the task's own."""
     setting = job.setting
-    given = {k: setting[k] for k in ("strength", "target_bits", "step") if k in setting}
+    given = {k: setting[k] for k in ("strength", "target_bits", "step", "spread") if k in setting}
     if "grid" in setting:
         given |= {"schedule": Schedule(on_grid=setting["grid"]), "total_steps": task.steps}
     rate = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from .jobs import Job
 
@@ -32,6 +32,9 @@ class Plan:
         controlled: the other numbers of those runs.
         inits: learning rates of the comparison of initializers; none where it is not made.
         init_epochs: their length.
+        steps: Δ to measure models on that end on no grid of their own; None: all of `grid_points.STEPS`.
+        spreads: γ of the own grids of their matrices, to measure those models on beside one grid for all.
+        tables: whether all matrices are counted with one table or each with its own.
     """
 
     task: str
@@ -42,6 +45,9 @@ class Plan:
     inits: tuple[float, ...] = ()
     init_epochs: int = 0
     init_seeds: int = 0
+    steps: tuple[float, ...] | None = None
+    spreads: tuple[float, ...] = ()
+    tables: Literal["one", "each"] = "one"
 
     def curves(self) -> list[Job]:
         """Every setting of every method with every seed; the first seed of all comes first."""
@@ -135,18 +141,21 @@ PLANS = {
         task="byte-lm",
         seeds=3,
         settings={
-            "adamw": tuple({"lr": lr, "weight_decay": wd} for lr, wd in ((6e-3, 0.3), (1e-2, 0.3), (1e-2, 1.0))),
-            "l1": _each((0.005, 0.01, 0.03), lr=1e-2, weight_decay=1.0),
+            "adamw": tuple({"lr": lr, "weight_decay": wd} for lr, wd in ((1e-2, 1.0), (6e-3, 1.0), (1e-2, 2.0))),
+            "l1": _each((0.003, 0.01, 0.03), lr=1e-2, weight_decay=1.0),
             "backslash-grid": (
-                {"strength": 0.0003, "lr": 1e-2, "weight_decay": 1.0, "step": 2**-5.5, "grid": 0.5},
-                *_each((0.0004, 0.0008), lr=1e-2, weight_decay=1.0, step=2**-5, grid=0.5),
+                *_each((0.0002, 0.0001), lr=1e-2, weight_decay=1.0, step=2**-3.5, spread=0.6, grid=0.5),
+                {"strength": 0.0002, "lr": 1e-2, "weight_decay": 1.0, "step": 2**-4, "spread": 0.6, "grid": 0.5},
             ),
+            "l1-grid": _each((0.005,), lr=1e-2, weight_decay=1.0, step=2**-3.5, spread=0.6, grid=0.5),
         },
         targets=(2.0, 0.5),
         controlled={"lr": 1e-2, "step": 2**-5},
         inits=(6e-3,),
         init_epochs=1,
         init_seeds=3,
+        spreads=(0.75,),
+        tables="each",
     ),
     "minilm-classifier": Plan(
         task="minilm-classifier",

@@ -80,9 +80,10 @@ def _less(bits: float, rival: float | None) -> str:
 
 
 def _words(setting: Setting) -> str:
-    parts: dict[str, Any] = {k: v for k, v in setting.setting.items() if k != "step"}
+    parts: dict[str, Any] = {k: v for k, v in setting.setting.items() if k not in ("step", "spread")}
     text = ", ".join(f"{name} {value:g}" for name, value in parts.items())
-    return text + (f", Δ 2^{math.log2(setting.step):g}" if setting.step else "")
+    spread = f", spread {setting.spread:g}" if setting.spread else ""
+    return text + (f", Δ 2^{math.log2(setting.step):g}" if setting.step else "") + spread
 
 
 def _controlled(control: list[Result]) -> str:

@@ -15,7 +15,7 @@ from ggpass.training import RateSettings, Schedule
 
 from . import curve
 from .curve import Model
-from .grid_points import grid_points
+from .grid_points import grid_points, uniform_grids
 from .loop import train_with_bar
 from .packed import on_grid, save_packed
 from .task import Recipe, Task
@@ -94,7 +94,8 @@ def _train(task: Task, plan: Plan, target: float | None, seed: int, console: Con
     module, _ = train_with_bar(task, plan.recipe(task, target), "AdamW" if target is None else f"{target:g} bits", seed)
     seconds = time.perf_counter() - start
     with console.status("measuring it on grids"):
-        points = grid_points(task, module, plan.steps if target is None else (plan.step,))
+        grids = uniform_grids(module, plan.steps if target is None else (plan.step,))
+        points = grid_points(task, module, grids)
     name = "AdamW" if target is None else f"BackSlash, {target:g} asked"
     return Model(name, tuple(points), seconds, on_grid=target is not None), module
 

@@ -17,7 +17,7 @@ BATCH = 32
 BATCHES = 200
 
 #: Bytes of the training part that are used, spread over all novels: little, so that a model can learn them by heart.
-TRAIN_BYTES = 60_000
+TRAIN_BYTES = 30_000
 
 
 class Block(nn.Module):
