@@ -379,20 +379,24 @@ def save(compiled: Any, path: str | os.PathLike[str]) -> None:
     save_file(compiled, Path(path))
 
 
-def load(path: str | os.PathLike[str], into: nn.Module | None = None, *, device: str | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str], into: nn.Module | None = None, *, device: str | None = None, kernels: bool = True
+) -> nn.Module:
     """Fill a model from a file that `save` or `ggpass pack` wrote; weights stored as codes stay codes.
 
     Args:
         path: of the file.
         into: a float model of the same architecture, whose values do not matter; it may be on the meta device.
-        device: where the model goes; the CPU if left out.
+        device: where the model goes; if left out where it is, the CPU for one on the meta device.
+        kernels: whether GPU kernels that the file carries serve this process. They are machine code for the GPU: take
+            them only from where you would take a program.
 
     Raises:
         FormatError: a damaged file, or one that does not fit `into`; the message names the tensor.
     """
     from ggpass.file import load as load_file
 
-    return load_file(Path(path), into, device=device)
+    return load_file(Path(path), into, device=device, kernels=kernels)
 
 
 def _carried(compiled: Any, what: str, kind: type[Carried]) -> Carried:

@@ -12,9 +12,10 @@ import pytest
 from cuda_stub import Stub, stub  # noqa: F401
 
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import compiler, cubins
+from ggpass.kernels.cuda import carried, compiler, cubins
+from ggpass.kernels.cuda.carried import Carried
 from ggpass.kernels.cuda.compiler import Compiled
-from ggpass.kernels.cuda.cubins import Carried, Cubin
+from ggpass.kernels.cuda.cubins import Cubin
 from ggpass.kernels.cuda.launch import Kernel
 from ggpass.kernels.unavailable import KernelsUnavailable
 
@@ -66,7 +67,7 @@ class FakeCompiler:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
     made = FakeCompiler()
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([made]))
-    monkeypatch.setattr(cubins, "CARRIED", Carried())
+    monkeypatch.setattr(carried, "CARRIED", Carried())
     return made
 
 
@@ -192,7 +193,7 @@ def test_without_tvm_what_any_version_built_serves(tmp_path: Path, fake: FakeCom
     version_of = cache.version_of
     monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
     fake.label, fake.major = "nvrtc12.1", 12
-    assert cubins.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == good
+    assert carried.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == good
     assert fake.count == 1
     with pytest.raises(KernelsUnavailable, match=r"apache-tvm is not installed.*pip install 'ggpass\[tvm\]'"):
         cubins.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
@@ -218,19 +219,19 @@ def test_several_are_built_together(tmp_path: Path, fake: FakeCompiler) -> None:
 def test_what_a_file_carried_is_found_first_and_the_newest_that_fits(tmp_path: Path, fake: FakeCompiler) -> None:
     built = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     for arch in ("sm_80", "sm_90", "sm_100"):
-        cubins.CARRIED.add([dataclasses.replace(built, arch=arch, log="carried")])
+        carried.CARRIED.add([dataclasses.replace(built, arch=arch, log="carried")])
     for capability, arch in (((9, 0), "sm_90"), ((8, 9), "sm_80"), ((10, 3), "sm_100")):
-        found = cubins.find(Variant(), capability, directory=tmp_path, generate=generate)
+        found = carried.find(Variant(), capability, directory=tmp_path, generate=generate)
         assert (found.arch, found.log) == (arch, "carried")
-    assert cubins.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
-    assert cubins.CARRIED.find("axpy", (9, 0), 12) is None
+    assert carried.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
+    assert carried.CARRIED.find("axpy", (9, 0), 12) is None
 
 
 def test_a_kernel_of_another_ggpass_is_not_taken(tmp_path: Path, fake: FakeCompiler) -> None:
     built = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
-    foreign = cubins.CARRIED.add([dataclasses.replace(built, interface="0" * 16)])
+    foreign = carried.CARRIED.add([dataclasses.replace(built, interface="0" * 16)])
     assert foreign == ["axpy for sm_90"]
-    assert cubins.CARRIED.find("axpy", (9, 0)) is None
+    assert carried.CARRIED.find("axpy", (9, 0)) is None
 
 
 def test_a_cubin_survives_its_bytes_and_damage_does_not(tmp_path: Path, fake: FakeCompiler) -> None:

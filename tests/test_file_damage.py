@@ -112,7 +112,7 @@ HOSTILE = {
     "boolean shape": setting("manifest", "tensors", "a.weight", "shape", [True, 960]),
     "float shape": setting("manifest", "tensors", "a.weight", "shape", [24.0, 40]),
     "no rows": setting("manifest", "tensors", "a.weight", "shape", []),
-    "unknown version": setting("manifest", "version", 2),
+    "unknown version": setting("manifest", "version", 3),
     "no version": setting("manifest", "version", "1"),
     "unknown kind": setting("manifest", "tensors", "a.weight", "kind", "pickle"),
     "another kind": setting("manifest", "tensors", "a.weight", "kind", "lossless"),

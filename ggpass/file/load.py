@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ggpass.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.errors import FormatError
+from ggpass.file.kernels import take_kernels
 from ggpass.file.layout import elements
 from ggpass.file.program import fill_artifact
 from ggpass.file.reader import PackedFile
@@ -82,7 +83,12 @@ Filled = TypeVar("Filled", nn.Module, Artifact)
 
 
 def load(
-    path: str | Path, into: Filled | None = None, *, device: str | torch.device | None = None, threads: int = 0
+    path: str | Path,
+    into: Filled | None = None,
+    *,
+    device: str | torch.device | None = None,
+    threads: int = 0,
+    kernels: bool = True,
 ) -> Filled:
     """Fill a model from a packed file.
 
@@ -90,6 +96,8 @@ def load(
        and no float copy is formed. Where that cannot be, the decoded values fill the float weight.
     2. Every other tensor is decoded into the model's own, in the model's dtype.
     3. The model's tensors must all be in the file; what the file holds beyond them is in the report.
+    4. GPU kernels that the file carries serve this process from then on, so that they need not be built here. They are
+       machine code for the GPU: take them only from where you would take a program.
 
     Args:
         path: what `ggpass.save` or `ggpass pack` wrote.
@@ -97,8 +105,9 @@ def load(
             changed, and is what comes back unless it is a single layer itself. Or an Artifact, compiled like the one
             that was saved.
         device: where the model goes afterwards, and so which target's operators it gets; `reference` leaves it where it
-            is and computes in plain torch. The CPU's if left out.
+            is and computes in plain torch. If left out: where it is, and the CPU where it is on the meta device.
         threads: how many; all of the machine's if 0.
+        kernels: whether to use the kernels that the file carries.
 
     Raises:
         FormatError: a damaged file, one that lacks a tensor of the model, or another shape; the message names it.
@@ -110,8 +119,18 @@ def load(
     threads = threads or os.cpu_count() or 1
     if isinstance(into, Artifact):
         fill_artifact(into, path, threads)
+        if kernels:
+            take_kernels(path, into, into.report)
         return into
-    return _load_module(path, into, device, threads)
+    loaded = _load_module(path, into, device or _place_of(into), threads)
+    if kernels:
+        take_kernels(path, loaded, loaded.__dict__["ggpass_report"])
+    return loaded
+
+
+def _place_of(model: nn.Module) -> str | None:
+    """The GPU that a model is on; None where it is elsewhere."""
+    return next((str(p.device) for p in model.parameters() if p.device.type == "cuda"), None)
 
 
 def _load_module(path: str | Path, into: nn.Module, device: str | torch.device | None, threads: int) -> nn.Module:

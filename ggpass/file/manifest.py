@@ -9,7 +9,11 @@ zeros. Payloads keep the names of the tensors they stand for.
                        {"kind": "grid",     "dtype", "shape", "check", "step": float}
                        {"kind": "lossless", "dtype", "shape", "check"}
                        {"kind": "plain",    "check"}},
-     "aliases": {name: name of the equal tensor that is stored}}
+     "aliases": {name: name of the equal tensor that is stored},
+     "kernels": {name: the CRC-32C of its bytes}}
+
+`kernels` are GPU kernels that the file carries, as bytes that are no tensors of the model; they make the version 2,
+which readers that know no kernels refuse. A file without them stays version 1.
 
 `check` ties a payload to its name: the CRC-32C of a plain tensor's bytes, or of the header checksums of the coded
 arrays in it, which in turn cover their chunks. The order of `tensors` is that of the source file.
@@ -29,7 +33,8 @@ from ggpass.file.layout import Layout, check_dtype_and_shape
 from ggpass.file.strict_json import parse_json
 from ggpass.formats import FORMATS, Format
 
-VERSION = 1
+#: What this ggpass reads: files without kernels, and files with them.
+VERSIONS = (1, 2)
 KEY = "ggpass"
 CHECK_KEY = "ggpass.check"
 KINDS = ("codes", "grid", "lossless", "plain")
@@ -91,19 +96,23 @@ class Manifest:
         tensors: by name, in the order of the source.
         aliases: names that stand for another tensor of the file.
         metadata: the source's own metadata, `format` = `pt` for instance.
+        kernels: the checksums of the GPU kernels that the file carries, by name.
     """
 
     tensors: dict[str, Stored]
     aliases: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, int] = field(default_factory=dict)
 
     def as_metadata(self) -> dict[str, str]:
         """The metadata of the packed file, the checksum still zeros."""
         value = {
-            "version": VERSION,
+            "version": VERSIONS[bool(self.kernels)],
             "tensors": {name: stored.as_json() for name, stored in self.tensors.items()},
             "aliases": self.aliases,
         }
+        if self.kernels:
+            value["kernels"] = self.kernels
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         return {**self.metadata, CHECK_KEY: "0" * 8, KEY: text}
 
@@ -154,20 +163,32 @@ def parse_manifest(layout: Layout) -> Manifest:
     value = parse_json(layout.metadata[KEY], "the manifest")
     if not isinstance(value, dict) or type(value.get("version")) is not int:
         raise FormatError("the manifest names no version; fetch the file again")
-    if value["version"] != VERSION:
-        raise FormatError(f"this file has version {value['version']} and this ggpass reads {VERSION}; update ggpass")
+    if value["version"] not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise FormatError(f"this file has version {value['version']} and this ggpass reads {known}; update ggpass")
     tensors, aliases = value.get("tensors"), value.get("aliases")
     if not isinstance(tensors, dict) or not isinstance(aliases, dict):
         raise FormatError("the manifest lists no tensors; fetch the file again")
-    if set(tensors) != set(layout.entries):
-        odd = sorted(set(tensors) ^ set(layout.entries))[0]
+    kernels = _parse_kernels(value.get("kernels", {}), tensors, layout)
+    if {*tensors, *kernels} != set(layout.entries):
+        odd = sorted({*tensors, *kernels} ^ set(layout.entries))[0]
         raise FormatError(f"the manifest and the file do not hold the same tensors: {odd!r:.80}; fetch the file again")
     for alias, target in aliases.items():
         if alias in tensors or not isinstance(target, str) or target not in tensors:
             raise FormatError(f"{alias!r:.80} stands for {target!r:.80}, which the file does not hold; fetch it again")
     parsed = {name: _parse_stored(name, entry, layout) for name, entry in tensors.items()}
     metadata = {key: text for key, text in layout.metadata.items() if key not in (KEY, CHECK_KEY)}
-    return Manifest(parsed, dict(aliases), metadata)
+    return Manifest(parsed, dict(aliases), metadata, kernels)
+
+
+def _parse_kernels(value: Any, tensors: dict[str, Any], layout: Layout) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(c) is int and 0 <= c < 1 << 32 for c in value.values()):
+        raise FormatError("the manifest's kernels have no checksums; fetch the file again")
+    for name in value:
+        entry = layout.entries.get(name)
+        if name in tensors or entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
+            raise FormatError(f"the kernel {name!r:.80} is not in the file as bytes; fetch the file again")
+    return dict(value)
 
 
 def _parse_stored(name: str, value: Any, layout: Layout) -> Stored:

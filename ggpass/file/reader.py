@@ -188,6 +188,17 @@ class PackedFile:
         """Eight hex digits that change with anything in the file."""
         return self._file.layout.metadata[CHECK_KEY]
 
+    def kernel(self, name: str) -> bytes:
+        """The bytes of a GPU kernel that the file carries.
+
+        Raises:
+            FormatError: damaged; the message names it.
+        """
+        data = self._file.read(name)
+        if crc32c(data) != self.manifest.kernels[name]:
+            raise FormatError(f"{self.path}: {name} is damaged (its checksum does not match); fetch the file again")
+        return data.tobytes()
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every tensor that comes out, aliases included."""

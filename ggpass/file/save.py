@@ -16,6 +16,7 @@ from ggpass.codec import crc32c
 from ggpass.codec.container import Piece, check_of
 from ggpass.errors import FormatError
 from ggpass.file.dtypes import as_bytes, name_of
+from ggpass.file.kernels import kernels_to_save
 from ggpass.file.layout import Entry, write_layout
 from ggpass.file.manifest import Manifest, Stored, codebook_hash, seal
 from ggpass.file.methods import Array, encode_codes
@@ -89,7 +90,8 @@ def save(
     float model is saved too, uncompressed; `ggpass pack` shrinks such a file.
 
     Args:
-        model: what `ggpass.compile` returned, or any module. Of an Artifact the tensors are saved, not the graph.
+        model: what `ggpass.compile` returned, or any module. Of an Artifact the tensors are saved, not the graph. GPU
+            kernels that it was compiled with are saved too.
         path: the new file, named `.safetensors`; an old one is replaced in one step.
         metadata: strings to keep in the file.
         threads: how many; all of the machine's if 0.
@@ -109,13 +111,20 @@ def save(
         items, aliases = items_of_artifact(model), {}
     else:
         items, aliases = items_of(model)
-    write_items(items, aliases, path, {"format": "pt", **(metadata or {})}, threads or os.cpu_count() or 1)
+    kernels, metadata = kernels_to_save(model), {"format": "pt", **(metadata or {})}
+    write_items(items, aliases, path, metadata, threads or os.cpu_count() or 1, kernels)
 
 
 def write_items(
-    items: Mapping[str, Item], aliases: Mapping[str, str], path: Path, metadata: Mapping[str, str], threads: int
+    items: Mapping[str, Item],
+    aliases: Mapping[str, str],
+    path: Path,
+    metadata: Mapping[str, str],
+    threads: int,
+    kernels: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write tensors and coded weights as one packed file."""
+    """Write tensors, coded weights and kernels as one packed file."""
+    kernels = kernels or {}
     # Plain tensors first, the widest elements ahead, so that all lie aligned for tools that map the file.
     order = sorted(items, key=lambda name: (isinstance(items[name], CodedWeight), -DTYPE_BITS[_dtype(items[name])]))
     worst = {name: Entry(name, _dtype(item), _shape(item), _ANY_SIZE, _ANY_SIZE) for name, item in items.items()}
@@ -123,7 +132,9 @@ def write_items(
     for name, item in items.items():
         if isinstance(item, CodedWeight):
             worst[name] = Entry(name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE)
-    room = len(write_layout(worst, Manifest(unknown, dict(aliases), dict(metadata)).as_metadata()))
+    worst |= {name: Entry(name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE) for name in kernels}
+    sealed = Manifest(unknown, dict(aliases), dict(metadata), dict.fromkeys(kernels, 2**32 - 1))
+    room = len(write_layout(worst, sealed.as_metadata()))
     with Writer(path, room, f"save {os.getpid()} {id(items)}") as writer:
         entries, stored = {}, {}
         for name in order:
@@ -134,7 +145,13 @@ def write_items(
             size = record.end - record.begin
             shape, dtype = ((size,), "U8") if isinstance(item, CodedWeight) else (_shape(item), _dtype(item))
             entries[name] = Entry(name, dtype, shape, record.begin, record.end)
-        manifest = Manifest({name: stored[name] for name in items}, dict(aliases), dict(metadata))
+        checks_of_kernels = {}
+        for name, data in kernels.items():
+            record = writer.write(name, [data])
+            checks_of_kernels[name] = record.crc
+            entries[name] = Entry(name, "U8", (len(data),), record.begin, record.end)
+        in_order = {name: stored[name] for name in items}
+        manifest = Manifest(in_order, dict(aliases), dict(metadata), checks_of_kernels)
         writer.finish(seal(write_layout(entries, manifest.as_metadata(), room)))
 
 

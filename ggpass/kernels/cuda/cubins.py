@@ -1,7 +1,7 @@
-"""Cubin: one built kernel. Where it comes from: a loaded file, the disk cache, or TVM and a CUDA compiler.
+"""Cubin: one built kernel, from the disk cache or built into it.
 
-Only building needs TVM and a compiler. A cubin that a file carried is found first; one in the disk cache serves
-without TVM whatever versions built it, as the CPU's libraries do.
+Only building needs TVM and a compiler: what is in the cache serves without, whatever versions built it, as the CPU's
+libraries do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler
-from ggpass.kernels.cuda.archs import Capability, arch_for, parse, serves
+from ggpass.kernels.cuda.archs import parse
 from ggpass.kernels.unavailable import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
@@ -129,14 +129,17 @@ def _number(pattern: str, text: str) -> int | None:
 
 def interface() -> str:
     """Sixteen hex digits that change with what a launch relies on: geometry, blocking, parameters."""
-    files = [path for path in (_HERE / "geometry.py", _HERE / "variants.py") if path.exists()]
-    return cache.key_of(f"cuda interface {INTERFACE}", files)
+    return cache.key_of(f"cuda interface {INTERFACE}", _described())
 
 
 def key() -> str:
     """Sixteen hex digits that change whenever the generated CUDA C could."""
-    files = [*sorted(_GENERATOR.glob("*.py")), _HERE / "geometry.py", _HERE / "variants.py"]
-    return cache.key_of(f"cuda {INTERFACE}", [path for path in files if path.exists()])
+    return cache.key_of(f"cuda {INTERFACE}", [*sorted(_GENERATOR.glob("*.py")), *_described()])
+
+
+def _described() -> list[Path]:
+    """The files that describe the kernels in numbers."""
+    return sorted([*_HERE.glob("*geometry.py"), _HERE / "variants.py"])
 
 
 def generated(variant: Any) -> Source:
@@ -152,88 +155,6 @@ def generated(variant: Any) -> Source:
             f"apache-tvm cannot be imported to build {variant.name} ({error}); run `pip install 'ggpass[tvm]'`"
         ) from error
     return source(variant)
-
-
-class Carried:
-    """The cubins that came with loaded files. Any thread may ask.
-
-    Attributes:
-        generation: counts up with every file, so that what was not there before is looked for again.
-    """
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self._cubins: dict[tuple[str, str], Cubin] = {}
-        self._lock = threading.Lock()
-
-    def add(self, cubins: Iterable[Cubin]) -> list[str]:
-        """Register cubins.
-
-        Returns:
-            For each that cannot be used by this version of ggpass its name.
-        """
-        now, foreign = interface(), []
-        with self._lock:
-            for cubin in cubins:
-                if cubin.interface == now:
-                    self._cubins[cubin.name, cubin.arch] = cubin
-                else:
-                    foreign.append(f"{cubin.name} for {cubin.arch}")
-            self.generation += 1
-        return foreign
-
-    def find(self, name: str, capability: Capability, newest: int | None = None) -> Cubin | None:
-        """The cubin of a variant that runs on a device of this capability, the one for the newest architecture."""
-        with self._lock:
-            fitting = [
-                cubin
-                for (held, arch), cubin in self._cubins.items()
-                if held == name and serves(arch, capability) and (newest is None or cubin.cuda <= newest)
-            ]
-        return max(fitting, key=lambda cubin: parse(cubin.arch), default=None)
-
-    def archs(self) -> list[str]:
-        """The architectures that anything was carried for."""
-        with self._lock:
-            return sorted({arch for _, arch in self._cubins})
-
-    def clear(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._cubins.clear()
-            self.generation += 1
-
-
-#: What the files carried that this process loaded.
-CARRIED = Carried()
-
-
-def find(
-    variant: Named,
-    capability: Capability,
-    newest: int | None = None,
-    *,
-    directory: Path | None = None,
-    generate: Generate = generated,
-) -> Cubin:
-    """The cubin of a variant for a device: carried, cached, or built now.
-
-    Args:
-        capability: of the device.
-        newest: the driver's CUDA release.
-
-    Raises:
-        KernelsUnavailable: none can be had, with the reason and the next action.
-    """
-    carried = CARRIED.find(variant.name, capability, newest)
-    if carried is not None:
-        return carried
-    try:
-        return obtain(variant, arch_for(capability), newest, directory=directory, generate=generate)
-    except KernelsUnavailable as error:
-        there = CARRIED.archs()
-        also = f"; loaded files carry other kernels, for {', '.join(there)}" if there else ""
-        raise KernelsUnavailable(f"{error}{also}") from error
 
 
 def obtain(

@@ -10,17 +10,19 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ggpass.errors import GgpassError
-from ggpass.kernels.codebooks import Codebook, classify
-from ggpass.kernels.cuda import choice, cubins, variants
+from ggpass.kernels.cuda import carried, choice, cubins, variants
+from ggpass.kernels.cuda.archs import arch_for
 from ggpass.kernels.cuda.choice import Choices
 from ggpass.kernels.cuda.driver import Device, Driver
 from ggpass.kernels.cuda.launch import Kernel
+from ggpass.kernels.cuda.needs import DTYPES, row_variant
+from ggpass.kernels.cuda.tables import Table, table_of
 from ggpass.kernels.cuda.variants import Launch, Variant
 from ggpass.kernels.remember import Remembered
 from ggpass.kernels.unavailable import KernelsUnavailable
@@ -33,54 +35,9 @@ ALIGNMENT = 16
 #: Remembered launches; sequences of every length would otherwise pile up.
 _MOST_PLANS = 4096
 
-DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
 
 class NotPrepared(GgpassError, RuntimeError):
     """A kernel would have to be loaded while a CUDA graph is captured."""
-
-
-class Table(NamedTuple):
-    """How a codebook is decoded.
-
-    Attributes:
-        decoder: "rf8", or "table" for any other.
-        unit: factor of every scale, which makes the table's values small integers where the codebook allows that.
-        table: the 256 float32 values to decode by, on the codebook's device; None for the codebook's own.
-    """
-
-    decoder: str
-    unit: float
-    table: Tensor | None
-
-
-def table_of(codebook: Tensor) -> Table:
-    """How the kernels decode a codebook; waits for the GPU.
-
-    The integers from −128 to 127 are exact in bfloat16 and the multiples of 1/127 are not, so int8 is decoded to
-    integers, and the unit goes into the scale.
-    """
-    known: Codebook = classify(codebook)
-    if known.kind == "rf8":
-        return Table("rf8", 1.0, None)
-    if known.kind == "linear":
-        integers = torch.arange(256, dtype=torch.uint8).view(torch.int8).float().to(codebook.device)
-        return Table("table", known.unit, integers)
-    return Table("table", 1.0, None)
-
-
-def decoder_of(codebook: Tensor) -> str:
-    """The decoder for a codebook, "rf8" or "table"."""
-    return table_of(codebook).decoder
-
-
-def inexact(codebook: Tensor, dtype: torch.dtype) -> int:
-    """How many of a codebook's values a kernel rounds because activations of `dtype` do not have them."""
-    table = table_of(codebook)
-    values = codebook if table.table is None else table.table
-    values = values[torch.isfinite(values)]
-    # For float16 the kernels hold RF8's values times a power of two, which brings all of them into its range.
-    return 0 if table.decoder == "rf8" else int((values.to(dtype).float() != values).sum())
 
 
 class CudaKernels:
@@ -187,8 +144,8 @@ class CudaKernels:
             KernelsUnavailable: one cannot be had.
         """
         newest, capability = self._driver.version[0], self.device.capability
-        missing = [v for v in wanted if cubins.CARRIED.find(v.name, capability, newest) is None]
-        arch = cubins.arch_for(capability)
+        missing = [v for v in wanted if carried.CARRIED.find(v.name, capability, newest) is None]
+        arch = arch_for(capability)
         cubins.obtain_all(missing, arch, newest, directory=self._directory, generate=self._generate)
         return [self._kernel(variant).cubin for variant in wanted]
 
@@ -287,11 +244,11 @@ class CudaKernels:
             if kernel is not None:
                 return kernel
             generation, reason = self._failed.get(variant.name, (-1, ""))
-            if generation == cubins.CARRIED.generation:
+            if generation == carried.CARRIED.generation:
                 raise KernelsUnavailable(reason)
             self._refuse_capture(f"kernel {variant.name}, which is not loaded yet")
             try:
-                cubin = cubins.find(
+                cubin = carried.find(
                     variant,
                     self.device.capability,
                     self._driver.version[0],
@@ -300,7 +257,7 @@ class CudaKernels:
                 )
                 kernel = Kernel(self._driver, self.device, cubin)
             except KernelsUnavailable as error:
-                self._failed[variant.name] = cubins.CARRIED.generation, str(error)
+                self._failed[variant.name] = carried.CARRIED.generation, str(error)
                 raise
             self._kernels[variant.name] = kernel
             return kernel
@@ -350,18 +307,6 @@ class CudaKernels:
             "bias_on": int(bias is not None),
         }
         kernel(launch, self._stream(), values)
-
-
-def row_variant(family: str, decoder: str, dtype: str, k: int) -> Variant:
-    """The variant for "embedding" or "dequantize".
-
-    Raises:
-        KernelsUnavailable: there is none.
-    """
-    find: Callable[..., Variant] | None = getattr(variants, "row_variant", None)
-    if find is None:
-        raise KernelsUnavailable(f"there is no CUDA kernel for {family} in this version; update ggpass")
-    return find(family, decoder, dtype, k)
 
 
 def _finished(tensor: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from ggpass.kernels.cuda import variants
-from ggpass.kernels.cuda.kernels import DTYPES, row_variant
 from ggpass.kernels.cuda.variants import Variant
 from ggpass.kernels.unavailable import KernelsUnavailable
+
+#: Of activations that there are kernels for.
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,15 @@ def _of(family: str, decoder: str, dtype: str, k: int) -> tuple[Variant, ...]:
         return (row_variant(family, decoder, dtype, k),)
     except KernelsUnavailable:
         return ()
+
+
+def row_variant(family: str, decoder: str, dtype: str, k: int) -> Variant:
+    """The variant for "embedding" or "dequantize".
+
+    Raises:
+        KernelsUnavailable: there is none.
+    """
+    find: Callable[..., Variant] | None = getattr(variants, "row_variant", None)
+    if find is None:
+        raise KernelsUnavailable(f"there is no CUDA kernel for {family} in this version; update ggpass")
+    return find(family, decoder, dtype, k)

@@ -1,0 +1,79 @@
+"""The GPU kernels that a compiled model carries: into a packed file, and from there into the process that loads it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ggpass.artifact import Artifact
+from ggpass.errors import FormatError
+from ggpass.file.reader import PackedFile
+from ggpass.pipeline import Report
+
+if TYPE_CHECKING:
+    from ggpass.kernels.cuda.cubins import Cubin
+
+logger = logging.getLogger("ggpass")
+
+#: In front of their names in a file.
+PREFIX = "ggpass.kernel/"
+
+#: Where an Artifact and a lowered module hold them.
+IN_ARTIFACT, IN_MODULE = "kernels", "ggpass_kernels"
+
+
+def kernels_of(model: nn.Module | Artifact) -> "tuple[Cubin, ...]":
+    """The kernels that a model carries: those of the target `cuda`."""
+    return model.__dict__.get(IN_ARTIFACT if isinstance(model, Artifact) else IN_MODULE, ())
+
+
+def kernels_to_save(model: nn.Module | Artifact) -> dict[str, bytes]:
+    """Their bytes, by name in the file."""
+    return {f"{PREFIX}{cubin.arch}/{cubin.name}": cubin.to_bytes() for cubin in kernels_of(model)}
+
+
+def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
+    """The kernels that a file carries.
+
+    Raises:
+        FormatError: one is damaged, or is no kernel; the message names it.
+    """
+    with PackedFile(path) as file:
+        if not file.manifest.kernels:
+            return ()
+        from ggpass.kernels.cuda.cubins import Cubin
+        from ggpass.kernels.unavailable import KernelsUnavailable
+
+        found = []
+        for name in file.manifest.kernels:
+            try:
+                found.append(Cubin.from_bytes(file.kernel(name)))
+            except FormatError:
+                raise
+            except (ValueError, KernelsUnavailable) as error:
+                raise FormatError(
+                    f"{path}: {name} is no kernel that this ggpass knows ({error}); update ggpass"
+                ) from error
+        return tuple(found)
+
+
+def take_kernels(path: str | Path, into: Any, report: Report) -> None:
+    """Let the kernels of a file serve this process, and the model carry them on.
+
+    Raises:
+        FormatError: as `read_kernels`.
+    """
+    found = read_kernels(path)
+    if not found:
+        return
+    from ggpass.kernels.cuda.carried import CARRIED
+
+    foreign = CARRIED.add(found)
+    report.notes.append(f"carries {len(found)} CUDA kernels for {', '.join(sorted({c.arch for c in found}))}")
+    if foreign:
+        report.notes.append(
+            f"{len(foreign)} of its kernels are of another version of ggpass and are not used: compile and save again"
+        )
+        logger.warning("%s: %s", path, report.notes[-1])
+    into.__dict__[IN_ARTIFACT if isinstance(into, Artifact) else IN_MODULE] = found

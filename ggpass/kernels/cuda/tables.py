@@ -1,0 +1,53 @@
+"""Table: how a codebook is decoded on a GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ggpass.kernels.codebooks import Codebook, classify
+
+
+class Table(NamedTuple):
+    """How a codebook is decoded.
+
+    Attributes:
+        decoder: "rf8", or "table" for any other.
+        unit: factor of every scale, which makes the table's values small integers where the codebook allows that.
+        table: the 256 float32 values to decode by, on the codebook's device; None for the codebook's own.
+    """
+
+    decoder: str
+    unit: float
+    table: Tensor | None
+
+
+def table_of(codebook: Tensor) -> Table:
+    """How the kernels decode a codebook; waits for the GPU.
+
+    The integers from −128 to 127 are exact in bfloat16 and the multiples of 1/127 are not, so int8 is decoded to
+    integers, and the unit goes into the scale.
+    """
+    known: Codebook = classify(codebook)
+    if known.kind == "rf8":
+        return Table("rf8", 1.0, None)
+    if known.kind == "linear":
+        integers = torch.arange(256, dtype=torch.uint8).view(torch.int8).float().to(codebook.device)
+        return Table("table", known.unit, integers)
+    return Table("table", 1.0, None)
+
+
+def decoder_of(codebook: Tensor) -> str:
+    """The decoder for a codebook, "rf8" or "table"."""
+    return table_of(codebook).decoder
+
+
+def inexact(codebook: Tensor, dtype: torch.dtype) -> int:
+    """How many of a codebook's values a kernel rounds because activations of `dtype` do not have them."""
+    table = table_of(codebook)
+    values = codebook if table.table is None else table.table
+    values = values[torch.isfinite(values)]
+    # For float16 the kernels hold RF8's values times a power of two, which brings all of them into its range.
+    return 0 if table.decoder == "rf8" else int((values.to(dtype).float() != values).sum())
