@@ -33,8 +33,12 @@ CASES = {
     "target": (replace(SETTINGS, strength=None, target_bits=2.0), 1),
     "coupled": (replace(SETTINGS, mode="coupled"), 1),
     "accumulated": (SETTINGS, 2),
+    "on grid": (replace(SETTINGS, schedule=Schedule(on_grid=5)), 1),
     "free": (replace(SETTINGS, strength=0.0), 1),
 }
+
+#: Case -> after how many steps it is stopped; "on grid" is there from the seventh.
+RESUMED = {"target": 5, "on grid": 9}
 
 
 class Net(nn.Module):
@@ -114,6 +118,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def outcome(training: Training, regularizer: Regularizer) -> dict[str, Any]:
+    state = regularizer.state_dict()
     return {
         "weights": {name: whole(parameter) for name, parameter in training.module.named_parameters()},
         "rows": {
@@ -121,7 +126,8 @@ def outcome(training: Training, regularizer: Regularizer) -> dict[str, Any]:
             for name, p in training.module.named_parameters()
         },
         "bits": regularizer.bits(),
-        "state": regularizer.state_dict(),
+        "exact": {name: whole(tensor) for name, tensor in state.pop("exact_weights", {}).items()},
+        "state": state,
     }
 
 
@@ -135,30 +141,34 @@ def run_cases(way: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
-def run_resumed(rank: int, folder: Path) -> dict[str, Any]:
-    """The case "target", stopped after 5 steps and continued by another model from its files."""
+def run_resumed(rank: int, folder: Path, case: str, stop: int) -> dict[str, Any]:
+    """A case that is stopped after some steps and continued by another model from its files."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-    settings, _ = CASES["target"]
+    settings, _ = CASES[case]
+    folder = folder / f"checkpoint {case}"
     training = Training("fsdp", rank)
     regularizer = training.attach(settings)
-    training.steps(0, 5)
+    training.steps(0, stop)
     model, optimizer = get_state_dict(training.module, training.optimizer)
     state = {"model": model, "optimizer": optimizer, "rate": regularizer.state_dict()}
-    dcp.save(state, checkpoint_id=folder / "checkpoint")
+    dcp.save(state, checkpoint_id=folder)
 
     training = Training("fsdp", rank, seed=1)
     # Ahead of attach: asking a fresh optimizer for its state makes it step once.
     model, optimizer = get_state_dict(training.module, training.optimizer)
     regularizer = training.attach(settings)
     state = {"model": model, "optimizer": optimizer, "rate": regularizer.state_dict()}
-    dcp.load(state, checkpoint_id=folder / "checkpoint")
+    if settings.schedule.on_grid:  # what is not in the dict is not loaded
+        of = dict(zip(regularizer.names, regularizer.weights))
+        state["rate"]["exact_weights"] = {name: torch.empty_like(weight) for name, weight in of.items()}
+    dcp.load(state, checkpoint_id=folder)
     set_state_dict(
         training.module, training.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )
     regularizer.load_state_dict(state["rate"])
-    training.steps(5, STEPS)
+    training.steps(stop, STEPS)
     return outcome(training, regularizer)
 
 
@@ -192,7 +202,7 @@ def main(way: str, rank: int, folder: Path) -> None:
     )
     found = run_cases(way, rank)
     if way == "fsdp":
-        found["resumed"] = run_resumed(rank, folder)
+        found["resumed"] = {case: run_resumed(rank, folder, case, stop) for case, stop in RESUMED.items()}
         found["too early"] = run_too_early()
     torch.save(found, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

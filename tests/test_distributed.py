@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not DISTRIBUTED, reason="this torch has no gloo"
 Runs = dict[str, Any]
 
 
-def run_ranks(way: str, folder: Path) -> list[Runs]:
+def run_ranks(way: str, folder: Path, script: str = worker.__file__) -> list[Runs]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
@@ -36,7 +36,7 @@ def run_ranks(way: str, folder: Path) -> list[Runs]:
     processes = []
     for rank, path in enumerate(logs):
         with path.open("w") as log:
-            command = [sys.executable, worker.__file__, way, str(rank), str(folder)]
+            command = [sys.executable, script, way, str(rank), str(folder)]
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     deadline = time.monotonic() + PATIENCE
     try:
@@ -114,6 +114,18 @@ def test_the_training_under_test_does_something(one: Runs) -> None:
         assert one[case]["bits"] < one["free"]["bits"]
 
 
+def test_exact_weights_beside_the_grid_are_those_of_one_process(ranks: list[Runs], one: Runs) -> None:
+    step = worker.SETTINGS.step
+    for run in (*ranks, {"on grid": one["on grid"]}):
+        found = run["on grid"]
+        assert set(found["exact"]) == {"embedding.weight", "hidden.weight", "head.weight"}
+        for name, exact in found["exact"].items():
+            assert_within(exact, one["on grid"]["exact"][name], TOLERANCE)
+            on_grid = found["weights"][name]
+            assert torch.equal(on_grid, (exact / step).round() * step)
+            assert not torch.equal(on_grid, exact)
+
+
 def test_frozen_weights_stay(ranks: list[Runs]) -> None:
     expected = worker.Net().frozen.weight
     for run in ranks:
@@ -131,10 +143,14 @@ def test_fsdp_resumes_bit_for_bit(ranks: list[Runs]) -> None:
     if ranks[0]["way"] != "fsdp":
         pytest.skip("the files of DDP are those of one process")
     for run in ranks:
-        for name, weight in run["target"]["weights"].items():
-            assert torch.equal(run["resumed"]["weights"][name], weight), name
-        assert run["resumed"]["state"]["steps"] == worker.STEPS
-        assert run["resumed"]["state"]["strength"] == run["target"]["state"]["strength"]
+        for case, resumed in run["resumed"].items():
+            for name, weight in run[case]["weights"].items():
+                assert torch.equal(resumed["weights"][name], weight), name
+            for name, exact in run[case]["exact"].items():
+                assert torch.equal(resumed["exact"][name], exact), name
+            assert resumed["state"]["steps"] == worker.STEPS
+            assert resumed["state"]["strength"] == run[case]["state"]["strength"]
+        assert set(run["resumed"]) == set(worker.RESUMED)
 
 
 def test_a_regularizer_of_parameters_that_sharding_replaced_is_refused(ranks: list[Runs]) -> None:

@@ -147,12 +147,13 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _to_json(state: dict[str, Any]) -> dict[str, Any]:
-    """JSON keeps every bit of a float64; the only tensor is float64 of two dimensions."""
-    return {**state, "fits": state["fits"].tolist()}
+    """JSON keeps every bit of a float64, which all tensors in a state are."""
+    return {name: {"float64": v.tolist()} if isinstance(v, torch.Tensor) else v for name, v in state.items()}
 
 
 def _from_json(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state, "fits": torch.tensor(state["fits"], dtype=torch.float64)}
+    tensors = {name: v["float64"] for name, v in state.items() if isinstance(v, dict) and "float64" in v}
+    return state | {name: torch.tensor(v, dtype=torch.float64) for name, v in tensors.items()}
 
 
 def _stepping(optimizer: Any) -> Optimizer:

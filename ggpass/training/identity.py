@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ggpass.errors import InputError
+from ggpass.training.settings import RateSettings
 from ggpass.training.sharded import is_distributed
 
 #: What wrappers put in front of a model's names: torch.compile, and DDP.
@@ -24,8 +25,15 @@ def tensors_of(names: Sequence[str], weights: Sequence[Tensor]) -> list[list[Any
     return [[plain_name(name), list(weight.shape)] for name, weight in zip(names, weights)]
 
 
-def check_state(state: Mapping[str, Any], names: Sequence[str], weights: Sequence[Tensor], has_target: bool) -> None:
-    """Raise InputError where a state is of other weights or of another kind of goal; it names the first difference."""
+def check_state(
+    state: Mapping[str, Any], names: Sequence[str], weights: Sequence[Tensor], settings: RateSettings
+) -> None:
+    """Raise InputError where a state is of other weights or of another kind of goal; it names the first difference.
+
+    So it does where the model was on its grid and the exact weights are missing: the training would go on from rounded
+    ones.
+    """
+    has_target, steps = settings.has_target, int(state.get("steps", 0))
     action = "load the state that was saved with the same model and settings"
     for key in ("steps", "fits", "tensors", "course"):
         if key not in state:
@@ -36,6 +44,12 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], weights: Sequenc
             f"the state is of a training with {kinds['controller' not in state]}, these settings are of one with "
             f"{kinds[not has_target]}; {action}"
         )
+    if steps and settings.schedule.on_grid_after(steps - 1, settings.total_steps) and not state.get("exact_weights"):
+        raise InputError(
+            f"the model was on its grid after {steps} steps, and the state has no exact_weights. "
+            "torch.distributed.checkpoint loads only what the dict that it is given names: put "
+            "exact_weights={name: torch.empty_like(weight)} of all regularized weights into it"
+        )
     found, wanted = [(n, tuple(s)) for n, s in state["tensors"]], [(n, tuple(s)) for n, s in tensors_of(names, weights)]
     for number in range(max(len(found), len(wanted))):
         there, here = (_words(rows, number) for rows in (found, wanted))
@@ -45,6 +59,15 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], weights: Sequenc
 
 def _words(rows: Sequence[tuple[str, tuple[int, ...]]], number: int) -> str:
     return f"{rows[number][0]} of shape {rows[number][1]}" if number < len(rows) else "missing"
+
+
+def check_of(model: nn.Module | None, weights: Sequence[nn.Parameter]) -> None:
+    """Raise InputError where a model has replaced a weight ahead of attach."""
+    if model is not None and not {id(weight) for weight in weights} <= {id(p) for p in model.parameters()}:
+        raise InputError(
+            "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and the "
+            "optimizer after fully_shard"
+        )
 
 
 def check_still_of(model: nn.Module | None, names: Sequence[str], weights: Sequence[nn.Parameter]) -> None:

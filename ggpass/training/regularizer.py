@@ -20,7 +20,7 @@ from ggpass.training.fits import Fits
 from ggpass.training.grid import GridHistogram, histogram
 from ggpass.training.node import feed, stop_feeding
 from ggpass.training.on_grid import ExactWeights
-from ggpass.training.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
+from ggpass.training.optimizers import LossScale, after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.training.rate import Rate
 from ggpass.training.selection import bits_of_megabytes, select
 from ggpass.training.settings import RateSettings
@@ -64,8 +64,7 @@ class Regularizer:
         if settings.has_target:
             target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
         self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
-        self._scaler: GradScaler | None = None
-        self._micro_batches = 1
+        self._loss_scale = LossScale()
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
         self._optimizers: tuple[Optimizer, ...] = ()
@@ -89,12 +88,7 @@ class Regularizer:
             raise InputError("attach takes torch optimizers: attach(optimizer)")
         if self._handles:
             raise InputError("this Regularizer is attached already; call detach() first")
-        model = self._model()
-        if model is not None and not {id(w) for w in self.weights} <= {id(p) for p in model.parameters()}:
-            raise InputError(
-                "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and "
-                "the optimizer after fully_shard"
-            )
+        identity.check_of(self._model(), self.weights)
         stepped = learning_rates(optimizers, self.weights)
         if not stepped:
             raise InputError(
@@ -168,10 +162,7 @@ class Regularizer:
         """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
         if self._rate.due(self.steps) and not self._rate.in_tail(self.steps):
             self._refit()
-        scale: float | Tensor = 1 / self._micro_batches
-        if self._scaler is not None:
-            # The scaler itself multiplies, on the device, so that nothing waits for it.
-            scale = self._scaler.scale(torch.tensor(scale, device=self.weights[0].device))
+        scale = self._loss_scale.value(self.weights[0].device)
         slopes = [self._rate.slope(i, self._rate.log_factor(i, self.steps)) for i in range(len(self.weights))]
         return [(slope.log_factor, slope.shape, slope.epsilon, scale) for slope in slopes]
 
@@ -191,9 +182,7 @@ class Regularizer:
         Raises:
             InputError: fewer than one micro-batch.
         """
-        if micro_batches < 1:
-            raise InputError(f"micro_batches is a count of backwards in a step, at least 1, not {micro_batches!r}")
-        self._scaler, self._micro_batches = scaler, micro_batches
+        self._loss_scale = LossScale(scaler, micro_batches)
         return self
 
     @torch.no_grad()
@@ -331,7 +320,7 @@ class Regularizer:
         Raises:
             InputError: the state is of another model or of other settings; it names the weight that differs.
         """
-        identity.check_state(state, self.names, self.weights, self.settings.has_target)
+        identity.check_state(state, self.names, self.weights, self.settings)
         self.steps = int(state["steps"])
         self._rate.load_state_dict(state)
         names = {identity.plain_name(name): name for name in self.names}
