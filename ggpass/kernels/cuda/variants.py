@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ggpass.kernels.cuda import gemm_geometry as tiling
 from ggpass.kernels.cuda.geometry import CHUNK, ROWS_A, ROWS_B, WARP, ceil_div
 
 DTYPES = ("bfloat16", "float16")
@@ -77,9 +78,19 @@ class Small:
         return ceil_div(self.rows, ROWS_A)
 
     @property
+    def paired(self) -> bool:
+        """Do rows 8 to 15 of a product hold more of k for the same rows of x, instead of more rows?"""
+        return self.rows <= ROWS_A
+
+    @property
     def sums(self) -> int:
-        """Accumulator registers of a lane."""
-        return self.row_tiles * self.tiles * 4
+        """Sums of a lane that become outputs: one of every 8 rows of x and 4 rows of codes."""
+        return self.row_parts * self.tiles * 2
+
+    @property
+    def accumulators(self) -> int:
+        """Registers that the products add to; half of them are of no use where they are `paired`."""
+        return self.sums * (4 if self.paired else 1)
 
     @property
     def threads(self) -> int:
@@ -106,8 +117,76 @@ class Small:
         return Launch(grid, self.threads, self.ring_words * 4 + table_bytes(self.decoder))
 
 
+@dataclass(frozen=True)
+class Gemm:
+    """y = x · wᵀ for many rows of x, codes decoded between shared memory and the tensor cores; see `gemm_geometry`.
+
+    Attributes:
+        rows: of x in a block: 64 or 128, all of them each warp's.
+        column_warps: warps side by side, each with 32 rows of codes.
+        groups: of such warps, which share K out by steps of 64: more warps a block where blocks are few.
+    """
+
+    decoder: str
+    dtype: str
+    aligned: bool
+    rows: int
+    column_warps: int
+    groups: int
+    stages: int
+
+    family = "gemm"
+
+    @property
+    def name(self) -> str:
+        shape = f"m{self.rows}_n{self.columns}_g{self.groups}_s{self.stages}"
+        return f"gemm_{shape}_{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
+
+    @property
+    def columns(self) -> int:
+        """Rows of codes in a block."""
+        return self.column_warps * tiling.WARP_COLUMNS
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.column_warps * self.groups * WARP
+
+    @property
+    def sums(self) -> int:
+        """Accumulator registers of a lane."""
+        return self.rows * tiling.WARP_COLUMNS // WARP
+
+    @property
+    def group_words(self) -> int:
+        """32-bit words of a group's step: its x and its codes."""
+        return (self.rows * tiling.X_UNITS + self.columns * tiling.CODE_UNITS) * tiling.UNIT_WORDS
+
+    @property
+    def exchange_words(self) -> int:
+        """Words of the sums that groups hand to the first; the rounded tile of y comes behind them."""
+        return (self.groups - 1) * self.column_warps * WARP * self.sums
+
+    @property
+    def ring_words(self) -> int:
+        """Words of the ring of steps, which sums and outputs reuse at the end."""
+        return max(self.stages * self.groups * self.group_words, self.exchange_words + self.rows * self.columns // 2)
+
+    def launch(self, m: int, n: int, k: int) -> Launch:
+        blocks = ceil_div(m, self.rows)
+        grid = (min(blocks, tiling.TOGETHER), ceil_div(n, self.columns), ceil_div(blocks, tiling.TOGETHER))
+        return Launch(grid, self.threads, self.ring_words * 4 + table_bytes(self.decoder))
+
+
 #: Blocking of `Small` by the rows of x in a pass: tiles of 8 rows of codes, warps, stages.
-_SMALL = {8: (1, 8, 4), 16: (2, 8, 3), 32: (4, 4, 3), 64: (4, 4, 2)}
+_SMALL = {8: (2, 8, 4), 16: (4, 8, 3), 32: (4, 4, 3), 64: (4, 4, 2)}
+#: Blockings of `Gemm`: rows of x, warps side by side, groups, stages. The first leaves room for a second block beside
+#: it; the second has as many warps in one block, for outputs that give each multiprocessor one; the third is for less.
+_WIDE, _DEEP, _NARROW = (128, 4, 1, 3), (128, 4, 2, 3), (64, 2, 2, 3)
+#: Shared memory that a block may have on every architecture: sm_86 and sm_89 have the least.
+LEAST_SHARED = 99 << 10
+#: Multiprocessors of a large GPU, for guesses.
+_MULTIPROCESSORS = 108
 
 
 def _kind(decoder: str, dtype: str, k: int) -> tuple[str, str, bool]:
@@ -118,18 +197,33 @@ def _kind(decoder: str, dtype: str, k: int) -> tuple[str, str, bool]:
     return decoder, dtype, k % CHUNK == 0
 
 
-def linear_variants(decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
+def linear_variants(
+    decoder: str, dtype: str, m: int, n: int, k: int, shared: int = LEAST_SHARED
+) -> tuple[Variant, ...]:
     """The variants that can compute m rows of x with (n, k) codes, the best guess first.
+
+    Args:
+        shared: bytes of shared memory that a block may have on the device; what takes more is left out.
 
     Raises:
         ValueError: a decoder or a dtype that there is no kernel for.
     """
     kind = _kind(decoder, dtype, k)
-    rows = next((rows for rows in _SMALL if m <= rows), max(_SMALL))
-    return (Small(*kind, rows, *_SMALL[rows]),)
+    found: list[Variant] = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows][:1]
+    if m > ROWS_A:
+        found += [Gemm(*kind, *blocking) for blocking in _by_guess(m, n)]
+    return tuple(variant for variant in found if variant.launch(m, n, k).shared <= shared)
+
+
+def _by_guess(m: int, n: int) -> tuple[tuple[int, int, int, int], ...]:
+    blocks = ceil_div(m, _WIDE[0]) * ceil_div(n, _WIDE[1] * tiling.WARP_COLUMNS)
+    if blocks >= 2 * _MULTIPROCESSORS:
+        return _WIDE, _DEEP, _NARROW
+    return (_DEEP, _WIDE, _NARROW) if 2 * blocks >= _MULTIPROCESSORS else (_NARROW, _DEEP, _WIDE)
 
 
 def every_linear(decoder: str, dtype: str, k: int) -> tuple[Variant, ...]:
     """All that `linear_variants` may ever answer for one width, whatever m and n: what an artifact carries."""
     kind = _kind(decoder, dtype, k)
-    return tuple(Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items())
+    small = (Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items())
+    return (*small, *(Gemm(*kind, *blocking) for blocking in (_WIDE, _DEEP, _NARROW)))

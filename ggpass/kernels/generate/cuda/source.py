@@ -10,9 +10,10 @@ import tvm
 
 from ggpass.kernels.cuda.variants import Variant
 from ggpass.kernels.generate.cuda.device import PRELUDE
+from ggpass.kernels.generate.cuda.gemm import gemm_kernel
 from ggpass.kernels.generate.cuda.small import small_kernel
 
-_MAKERS = {"small": small_kernel}
+_MAKERS = {"small": small_kernel, "gemm": gemm_kernel}
 
 
 @dataclass(frozen=True)
