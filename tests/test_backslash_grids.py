@@ -2,14 +2,17 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ggpass.errors import InputError
+from ggpass.file import Grid, pack, unpack
 from ggpass.passes.backslash import BackSlash
 from ggpass.training import Regularizer, Schedule, entropy_bits, histogram
 from ggpass.training.grids import FOLLOW, Grids
@@ -35,9 +38,9 @@ def test_steps_go_as_a_power_of_the_gradients_about_the_same_mean(tensors: list,
     grids.follow([tensor_with_rms(value) for value in rms])
     for value, step in zip(rms, grids.steps):
         # Δ_i·g_i^γ is one number for all.
-        assert step * value**spread == pytest.approx(grids.steps[0] * rms[0] ** spread, rel=1e-9)
+        assert step * value**spread == pytest.approx(grids.steps[0] * rms[0] ** spread, rel=2**-22)
     mean = sum(n * math.log(step) for n, step in zip(counts, grids.steps)) / sum(counts)
-    assert mean == pytest.approx(math.log(STEP), abs=1e-9)
+    assert mean == pytest.approx(math.log(STEP), abs=2**-22)
 
 
 def test_the_newest_gradients_count_by_their_share_and_those_that_tell_nothing_do_not() -> None:
@@ -92,6 +95,17 @@ def test_each_weight_ends_on_its_own_grid_which_stays_once_the_model_is_on_it(mo
         assert (symbols - symbols.round()).abs().max() < 1e-4
         assert symbols.abs().max() >= 1
     assert regularizer.bits() == entropy_bits(matrices(model), list(steps.values()))
+
+
+def test_a_file_holds_the_grids_and_gives_the_same_weights(tmp_path: Path) -> None:
+    model, optimizer, regularizer = build(0.7)
+    train(model, optimizer, 0, TOTAL)
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    report = pack(tmp_path / "plain.safetensors", tmp_path / "packed.safetensors", Grid(steps=regularizer.grid_steps))
+    assert [t.kind for t in report.tensors if t.name.endswith("weight")] == ["grid"] * 3
+    unpack(tmp_path / "packed.safetensors", tmp_path / "again.safetensors")
+    again = load_file(tmp_path / "again.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_without_spread_there_is_one_step_and_nothing_new_in_the_state() -> None:

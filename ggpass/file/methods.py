@@ -1,6 +1,6 @@
 """How a tensor becomes a payload: 8-bit codes, symbols on a grid, or lossless byte planes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -123,13 +123,15 @@ class Grid:
 
     Attributes:
         choice: how each tensor's step is found.
+        steps: name -> step, of tensors whose steps are known, as `Regularizer.grid_steps` tells them.
     """
 
     choice: GridChoice = field(default_factory=lambda: GridChoice(loss=DEFAULT_LOSS))
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return f"grid {self.choice}"
+        return f"grid {self.choice}" + (f" {dict(self.steps)}" if self.steps else "")
 
     def reason_to_leave(self, entry: Entry) -> str:
         return _no_weight(entry)
@@ -137,7 +139,8 @@ class Grid:
     def encode(self, source: Source, threads: int) -> tuple[Stored, Iterator[Array]]:
         entry = source.entry
         weight: Tensor = as_tensor(source.read(), entry.dtype, entry.shape)
-        step = self.choice.step_for(weight)
+        known = self.steps.get(entry.name)
+        step = (self.choice if known is None else GridChoice(step=known)).step_for(weight)
         symbols = to_grid(weight, step)
         return Stored("grid", entry.dtype, entry.shape, step=step), iter(
             [codec.encode_pieces(symbols, threads=threads)]

@@ -54,9 +54,11 @@ class Grids:
     def _set_steps(self) -> None:
         known = [(g, n) for g, n in zip(self.log_gradients, self.counts) if not math.isnan(g)]
         mean = sum(g * n for g, n in known) / max(1, sum(n for _, n in known))
-        self.steps = [
+        spread = [
             self.step if math.isnan(g) else self.step * math.exp(self.spread * (mean - g)) for g in self.log_gradients
         ]
+        # Of float32, which files hold, unless it is the step that was given.
+        self.steps = [d if d == self.step else torch.tensor(d, dtype=torch.float32).item() for d in spread]
 
     def as_tensor(self) -> Tensor:
         """(T,) float64: ln g_i."""
