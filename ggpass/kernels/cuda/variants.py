@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ggpass.kernels.cuda import gemm_geometry as tiling
+from ggpass.kernels.cuda import rows_geometry
 from ggpass.kernels.cuda.geometry import CHUNK, ROWS_A, ROWS_B, WARP, ceil_div
 
 DTYPES = ("bfloat16", "float16")
@@ -178,6 +179,41 @@ class Gemm:
         return Launch(grid, self.threads, self.ring_words * 4 + table_bytes(self.decoder))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of codes decoded, scaled and rounded: "embedding", those that ids name, or "dequantize", all; see
+    `rows_geometry`.
+
+    Attributes:
+        dtype: of the output: one of `DTYPES`, or "float32".
+        aligned: made for rows of outputs that begin at multiples of 16 bytes.
+    """
+
+    family: str
+    decoder: str
+    dtype: str
+    aligned: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}_{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
+
+    @property
+    def unit(self) -> int:
+        """Codes that a thread decodes for one write."""
+        return 1 if not self.aligned else 4 if self.dtype == "float32" else 8
+
+    def launch(self, m: int, n: int, k: int) -> Launch:
+        """The launch for m rows of outputs; those of "dequantize" are the n of the codes."""
+        panels = ceil_div(m, rows_geometry.PANEL)
+        if panels > rows_geometry.MOST_PANELS:
+            most = rows_geometry.MOST_PANELS * rows_geometry.PANEL
+            raise ValueError(f"{m} rows are more than one launch takes, {most}; split them")
+        units = min(m, rows_geometry.PANEL) * (k // self.unit)
+        blocks = ceil_div(units, rows_geometry.PARTS * rows_geometry.THREADS)
+        return Launch((blocks, panels, 1), rows_geometry.THREADS, max(4, table_bytes(self.decoder)))
+
+
 #: Blocking of `Small` by the rows of x in a pass: tiles of 8 rows of codes, warps, stages.
 _SMALL = {8: (2, 8, 4), 16: (4, 8, 3), 32: (4, 4, 3), 64: (4, 4, 2)}
 #: Blockings of `Gemm`: rows of x, warps side by side, groups, stages. The first leaves room for a second block beside
@@ -189,12 +225,33 @@ LEAST_SHARED = 99 << 10
 _MULTIPROCESSORS = 108
 
 
-def _kind(decoder: str, dtype: str, k: int) -> tuple[str, str, bool]:
+def _known(decoder: str) -> str:
     if decoder not in DECODERS:
         raise ValueError(f"no CUDA kernel decodes by {decoder!r}; there are {', '.join(DECODERS)}")
+    return decoder
+
+
+def _kind(decoder: str, dtype: str, k: int) -> tuple[str, str, bool]:
     if dtype not in DTYPES:
         raise ValueError(f"no CUDA kernel takes {dtype} activations; there are {', '.join(DTYPES)}")
-    return decoder, dtype, k % CHUNK == 0
+    return _known(decoder), dtype, k % CHUNK == 0
+
+
+def row_variant(family: str, decoder: str, dtype: str, k: int) -> Rows:
+    """The variant for "embedding" or "dequantize" of rows of k codes.
+
+    Args:
+        dtype: of what comes out; float32 too.
+
+    Raises:
+        ValueError: a decoder, a dtype or a family that there is no kernel for.
+    """
+    if family not in ("embedding", "dequantize"):
+        raise ValueError(f"no CUDA kernel is called {family!r}; there are embedding and dequantize")
+    if dtype not in (*DTYPES, "float32"):
+        raise ValueError(f"no CUDA kernel writes {dtype}; there are {', '.join(DTYPES)} and float32")
+    variant = Rows(family, _known(decoder), dtype, True)
+    return variant if k % variant.unit == 0 else Rows(family, decoder, dtype, False)
 
 
 def linear_variants(
@@ -209,9 +266,9 @@ def linear_variants(
         ValueError: a decoder or a dtype that there is no kernel for.
     """
     kind = _kind(decoder, dtype, k)
-    found: list[Variant] = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows][:1]
-    if m > ROWS_A:
-        found += [Gemm(*kind, *blocking) for blocking in _by_guess(m, n)]
+    small = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows][:1]
+    gemms = [Gemm(*kind, *blocking) for blocking in _by_guess(m, n) if m > ROWS_A]
+    found: tuple[Variant, ...] = (*small, *gemms)
     return tuple(variant for variant in found if variant.launch(m, n, k).shared <= shared)
 
 

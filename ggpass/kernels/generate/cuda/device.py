@@ -140,8 +140,21 @@ __device__ __forceinline__ void ggp_copy(void* to, const void* from, int count) 
 """
 
 _STORE = """\
-struct alignas(16) ggp_unit { uint words[4]; };
-__device__ __forceinline__ void ggp_store(void* to, const void* from) { *(ggp_unit*)to = *(const ggp_unit*)from; }
+__device__ __forceinline__ void ggp_store(void* to, const void* from) {
+  struct alignas(16) Unit { uint words[4]; };
+  *(Unit*)to = *(const Unit*)from;
+}
+"""
+
+# `count` codes at a multiple of `count` bytes, read once; without `known`, zeros.
+_LOAD = """\
+__device__ __forceinline__ void ggp_load_{count}(uint* out, const void* from, int known) {{
+  struct alignas({count}) Codes {{ {type} words[{words}]; }};
+  Codes codes;
+  for (int i = 0; i < {words}; ++i) codes.words[i] = 0;
+  if (known) codes = *(const Codes*)from;
+  for (int i = 0; i < {words}; ++i) out[i] = codes.words[i];
+}}
 """
 
 _COMMIT = """\
@@ -217,6 +230,11 @@ class Device:
     def copy(self, to, address, count):
         """Begin to copy 16 bytes to shared memory; those beyond `count` become zero."""
         return T.cuda.func_call("ggp_copy", to, address, count, source_code=_COPY if self.aligned else _COPY_BYTES)
+
+    def load(self, out, address, count: int, known):
+        """`count` codes, 1, 4 or 8, as words; zeros where `known` is 0."""
+        kind = {"type": "uchar" if count < 4 else "uint", "words": max(1, count // 4)}
+        return T.cuda.func_call(f"ggp_load_{count}", out, address, known, source_code=_LOAD.format(count=count, **kind))
 
     def store(self, to, address):
         """Move 16 bytes between aligned places."""

@@ -11,9 +11,10 @@ import tvm
 from ggpass.kernels.cuda.variants import Variant
 from ggpass.kernels.generate.cuda.device import PRELUDE
 from ggpass.kernels.generate.cuda.gemm import gemm_kernel
+from ggpass.kernels.generate.cuda.rows import rows_kernel
 from ggpass.kernels.generate.cuda.small import small_kernel
 
-_MAKERS = {"small": small_kernel, "gemm": gemm_kernel}
+_MAKERS = {"small": small_kernel, "gemm": gemm_kernel, "embedding": rows_kernel, "dequantize": rows_kernel}
 
 
 @dataclass(frozen=True)
