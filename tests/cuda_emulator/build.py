@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import re
 import shutil
 import subprocess
@@ -57,7 +58,9 @@ def library(source: Source) -> ctypes.CDLL:
     names = set(re.findall(r"extern __shared__ [^;]*?(\w+)\[\];", source.text))
     if len(names) > 1:
         raise RuntimeError(f"{source.entry} declares more than one dynamic shared array: {', '.join(sorted(names))}")
-    text = Path(_folder().name) / f"{source.entry}.cu"
+    # The loader takes a second library of the same name for the first.
+    digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
+    text = Path(_folder().name) / f"{source.entry}-{digest}.cu"
     text.write_text(source.text, encoding="utf-8")
     target = text.with_suffix(".so")
     _compile("-O1", "-w", "-shared", *_ACCESSES, _ARITHMETIC, "-fno-sanitize-recover=undefined",

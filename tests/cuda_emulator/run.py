@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from cuda_emulator.build import library
 
+from cuda_emulator.build import library
 from ggpass.kernels.cuda.variants import Launch
 from ggpass.kernels.generate.cuda.source import Source
 
@@ -52,8 +52,7 @@ def _place(name: str, array: np.ndarray, output: bool) -> _Placed:
 
 def sparse(count: int) -> np.ndarray:
     """Zeros that take memory only where they are touched: for offsets beyond 31 bits."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, count, flags), np.uint8)
+    return np.frombuffer(mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def _place_as_it_is(name: str, array: np.ndarray, output: bool) -> _Placed:
