@@ -44,10 +44,9 @@ def steps(k: Number, groups: int, first_row: Number, m: Number) -> Number:
     return ceil_div(k, STEP * groups) * (first_row < m)
 
 
-def copied_unit(index: Number, units: int, groups: int) -> tuple[Number, Number, Number]:
-    """(row, group, unit) of a block's `index`-th copy of a step: neighbours in memory go to neighbouring threads."""
-    in_row = units * groups
-    return index // in_row, index % in_row // units, index % units
+def copied_unit(index: Number, units: int, rows: int) -> tuple[Number, Number, Number]:
+    """(place of a row, group, unit) of a block's `index`-th copy of a step: 8 threads fill 128 bytes side by side."""
+    return index // units % rows, index // (units * rows), index % units
 
 
 def k_of_unit(step: Number, group: Number, unit: Number, groups: int, size: int) -> Number:

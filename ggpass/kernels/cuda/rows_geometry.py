@@ -1,14 +1,13 @@
 """Which thread decodes which codes where rows are only decoded: plain arithmetic, as in `geometry`.
 
 The unit is 16 bytes written: 8 codes for 16-bit outputs, 4 for float32, and one code where rows of outputs begin
-anywhere. Neighbouring threads take neighbouring units, so that reads and writes of a warp are whole cache lines; with 16
-codes a thread each write would leave every second 16 bytes out. A thread has `PARTS` units, far apart, under way at a
-time.
+anywhere. Neighbouring threads take neighbouring units, so that a warp reads and writes whole cache lines; with 16 codes
+a thread each write would leave out every second 16 bytes. A thread has `PARTS` units, far apart, under way at a time.
 """
 
 from __future__ import annotations
 
-from ggpass.kernels.cuda.geometry import Number, ceil_div
+from ggpass.kernels.cuda.geometry import Number
 
 THREADS = 128
 PARTS = 4

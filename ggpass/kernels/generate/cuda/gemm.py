@@ -35,7 +35,7 @@ def gemm_kernel(variant: Gemm):
         """Begin the copies of the block's i-th step of x or of the codes; rows beyond `limit` and k become zero."""
         size, word = (UNIT_X, tiling.x_word) if units == X_UNITS else (CHUNK, tiling.code_word)
         for part in range(block_rows * units * groups // threads):
-            place_of_row, group, unit = map(T.bind, tiling.copied_unit(part * threads + thread, units, groups))
+            place_of_row, group, unit = map(T.bind, tiling.copied_unit(part * threads + thread, units, block_rows))
             row = T.bind(place_of_row if units == X_UNITS else tiling.neighbours(place_of_row))
             start = T.bind(tiling.k_of_unit(i, group, unit, groups, size))
             to = shared[place(i % stages, group) + offset + word(row, unit)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from ggpass.kernels.cuda import rows_geometry as tiling
+from ggpass.kernels.cuda.geometry import ceil_div
 from ggpass.kernels.cuda.rows_geometry import PANEL, PARTS, THREADS
 from ggpass.kernels.cuda.variants import COPIES, Rows
 from ggpass.kernels.generate.cuda.device import Device
@@ -108,8 +109,8 @@ def rows_kernel(variant: Rows):
         scale = T.match_buffer(scale_p, (scales,), "float32", align=4)
         codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
         y = T.match_buffer(y_p, (y_size,), "float32" if variant.dtype == "float32" else "uint16", align=16)
-        block = T.launch_thread("blockIdx.x", tiling.ceil_div(k * PANEL, THREADS * PARTS))
-        panel = T.launch_thread("blockIdx.y", tiling.ceil_div(m, PANEL))
+        block = T.launch_thread("blockIdx.x", ceil_div(k * PANEL, THREADS * PARTS))
+        panel = T.launch_thread("blockIdx.y", ceil_div(m, PANEL))
         thread = T.launch_thread("threadIdx.x", THREADS)
         shared = T.alloc_buffer((256 * COPIES if lookup else 1,), "uint32", scope="shared.dyn")
         body(shared, ids, codes, scale, codebook, y, block, panel, thread, m, n, k, scale_stride)
