@@ -115,13 +115,13 @@ def test_without_spread_there_is_one_step_and_nothing_new_in_the_state() -> None
     assert "grids" not in regularizer.state_dict()
 
 
-def test_the_proximal_step_counts_in_steps_of_the_weights_own_grid() -> None:
-    """One step of L1: θ ← soft(θ, lr·λ·Δ_i/Δ), the optimizer's own step being nothing."""
+@pytest.mark.parametrize("shape", [1.0, 0.5])
+def test_the_proximal_step_counts_in_steps_of_the_weights_own_grid(shape: float) -> None:
+    """One step: θ ← soft(θ, lr·λ·Δ_i/Δ·ν/(α^ν ln 2)·(|θ| + Δ_i)^(ν−1)), the optimizer's own step being nothing."""
+    torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    regularizer = BackSlash(strength=0.02, shape=1.0, scale=1 / math.log(2), step=STEP, spread=1.0).attach(
-        model, optimizer
-    )
+    regularizer = BackSlash(strength=0.01, shape=shape, scale=1.0, step=STEP, spread=1.0).attach(model, optimizer)
     before = [p.detach().clone() for p in matrices(model)]
     for weight, rms in zip(matrices(model), (1e-9, 4e-9)):
         weight.grad = tensor_with_rms(rms, tuple(weight.shape)).float()
@@ -129,7 +129,7 @@ def test_the_proximal_step_counts_in_steps_of_the_weights_own_grid() -> None:
     steps = list(regularizer.grid_steps.values())
     assert steps[0] == pytest.approx(4 * steps[1])
     for old, weight, step in zip(before, matrices(model), steps):
-        threshold = 0.02 * step / STEP
+        threshold = 0.01 * step / STEP * shape / math.log(2) * (old.abs() + step) ** (shape - 1)
         expected = old.sign() * (old.abs() - threshold).clamp_min(0)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
 
