@@ -189,8 +189,9 @@ def test_a_training_that_broke_off_is_not_judged(caplog: pytest.LogCaptureFixtur
 def test_the_end_shows_the_strength_that_was_used() -> None:
     strengths: list[float] = []
     regularizer = train(
-        net(), 200, target_bits=3.0, total_steps=200, watch=lambda regularizer: strengths.append(regularizer.strength)
+        net(), 40, target_bits=3.0, total_steps=40, watch=lambda regularizer: strengths.append(regularizer.strength)
     )
+    assert strengths[-1] == 0, "where the learning rate ends, nothing is left to undo"
     used = [strength for strength in strengths if strength][-1]
     assert f"λ {used:.2g}," in regularizer.status()
 

@@ -41,4 +41,4 @@ def _are_norms(g: Tensor, v: Tensor | None) -> bool:
     if v is None or v.dim() < 2:
         return False
     kept = [size for size, whole in zip(g.shape, v.shape) if size == whole and whole > 1]
-    return g.dim() == 0 or (g.dim() == v.dim() and g.numel() == (kept[0] if kept else 1) and len(kept) <= 1)
+    return g.dim() == 0 or (g.dim() == v.dim() and g.numel() == (kept[0] if kept else 1))
