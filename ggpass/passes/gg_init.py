@@ -126,7 +126,8 @@ class GGInit:
         lowered = first_lowered(model)
         if lowered is not None:
             raise InputError(
-                f"module {lowered!r} is lowered, and its codes have no first values; init_ the float model, then lower it"
+                f"module {lowered!r} is lowered, and its codes have no first values; init_ the float model, then "
+                "lower it"
             )
         readings = read_modules(model)
         if program is not None:
