@@ -15,7 +15,9 @@ from ggpass.errors import InputError
 from ggpass.file import Grid, pack, unpack
 from ggpass.passes.backslash import BackSlash
 from ggpass.training import Regularizer, Schedule, entropy_bits, histogram
+from ggpass.training.forecast import forecast
 from ggpass.training.grids import FOLLOW, Grids
+from ggpass.training.proximal import Slope
 from ggpass.training.settings import Mode
 
 STEP = 2.0**-4
@@ -179,6 +181,17 @@ def test_entropy_with_a_table_each_is_the_mean_and_never_more_than_with_one(step
     counted = histogram(weights, steps)
     assert counted.values.tolist() == values.tolist()
     assert counted.counts.tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_the_forecast_counts_each_weight_on_its_own_grid(strength: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(400, generator=generator), 5 * torch.randn(300, generator=generator)]
+    thresholds, steps = (0.2, 0.9), (0.1, 0.7)
+    slopes = [Slope(math.log(threshold), 1.0, 0.0) for threshold in thresholds]
+    shrunk = [w.sign() * (w.abs() - strength * t).clamp_min(0) for w, t in zip(weights, thresholds)]
+    # A symbol may fall on the other side of a rounding: one of 700 is 0.02 bits at most.
+    assert forecast(weights, slopes, steps).bits(strength) == pytest.approx(entropy_bits(shrunk, steps), abs=0.02)
 
 
 def test_what_cannot_be_meant_is_refused() -> None:

@@ -118,10 +118,11 @@ def _grids(job: Job, task: Any, model: Any, regularizer: Any) -> list[Any]:
         return [Grid(job.setting["step"], job.setting.get("spread", 0.0), steps)]
     plan = PLANS[job.task]
     steps = STEPS if plan.steps is None else plan.steps
-    found = uniform_grids(model, steps)
-    for spread in plan.spreads:
-        found += own_grids(task, model, spread, steps)
-    return found
+    return [
+        grid
+        for spread in plan.spreads
+        for grid in (own_grids(task, model, spread, steps) if spread else uniform_grids(model, steps))
+    ]
 
 
 def run_all(jobs: Iterable[Job], folder: Path, workers: int, label: str) -> list[Result]:

@@ -33,7 +33,7 @@ class Plan:
         inits: learning rates of the comparison of initializers; none where it is not made.
         init_epochs: their length.
         steps: Δ to measure models on that end on no grid of their own; None: all of `grid_points.STEPS`.
-        spreads: γ of the own grids of their matrices, to measure those models on beside one grid for all.
+        spreads: γ of the grids to measure those models on; 0 is one grid for all.
         tables: whether all matrices are counted with one table or each with its own.
     """
 
@@ -46,7 +46,7 @@ class Plan:
     init_epochs: int = 0
     init_seeds: int = 0
     steps: tuple[float, ...] | None = None
-    spreads: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = (0.0,)
     tables: Literal["one", "each"] = "one"
 
     def curves(self) -> list[Job]:
@@ -141,11 +141,11 @@ PLANS = {
         task="byte-lm",
         seeds=3,
         settings={
-            "adamw": tuple({"lr": lr, "weight_decay": wd} for lr, wd in ((1e-2, 1.0), (6e-3, 1.0), (1e-2, 2.0))),
-            "l1": _each((0.003, 0.01, 0.03), lr=1e-2, weight_decay=1.0),
-            "backslash-grid": (
-                *_each((0.0002, 0.0001), lr=1e-2, weight_decay=1.0, step=2**-3.5, spread=0.6, grid=0.5),
-                {"strength": 0.0002, "lr": 1e-2, "weight_decay": 1.0, "step": 2**-4, "spread": 0.6, "grid": 0.5},
+            "adamw": tuple({"lr": 1e-2, "weight_decay": decay} for decay in (1.0, 2.0)),
+            "l1": _each((0.003, 0.001), lr=1e-2, weight_decay=1.0),
+            "backslash-grid": tuple(
+                {"strength": 0.0002, "lr": 1e-2, "weight_decay": 1.0, "step": step, "spread": 0.6, "grid": 0.5}
+                for step in (2**-3.5, 2**-4)
             ),
             "l1-grid": _each((0.005,), lr=1e-2, weight_decay=1.0, step=2**-3.5, spread=0.6, grid=0.5),
         },
@@ -154,7 +154,8 @@ PLANS = {
         inits=(6e-3,),
         init_epochs=1,
         init_seeds=3,
-        spreads=(0.75,),
+        steps=tuple(2.0**-e for e in (5, 5.25, 5.5, 5.75, 6, 6.25, 6.5, 6.75, 7, 7.5)),
+        spreads=(0.0, 0.75),
         tables="each",
     ),
     "minilm-classifier": Plan(
@@ -163,12 +164,14 @@ PLANS = {
         settings={
             "adamw": ({"lr": 1e-4, "weight_decay": 0.01}, {"lr": 2e-4, "weight_decay": 1.0}),
             "l1": _each((0.03, 0.1), lr=2e-4, weight_decay=1.0),
-            "backslash-grid": (
-                {"strength": 0.002, "lr": 2e-4, "weight_decay": 1.0, "step": 2**-5, "grid": 0.5},
-                {"strength": 0.0005, "lr": 2e-4, "weight_decay": 1.0, "step": 2**-6, "grid": 0.5},
-            ),
+            "backslash-grid": _each((0.0005, 0.002), lr=2e-4, weight_decay=1.0, step=2**-4, spread=0.5, grid=0.5),
+            "l1-grid": _each((0.03,), lr=2e-4, weight_decay=1.0, step=2**-4, spread=0.5, grid=0.5),
         },
         targets=(1.0,),
         controlled={"lr": 2e-4, "step": 2**-5},
+        # Its evaluation takes as long as a seventh of its training.
+        steps=tuple(2.0**-e for e in (4.25, 4.5, 4.75, 5, 5.5)),
+        spreads=(0.5,),
+        tables="each",
     ),
 }
