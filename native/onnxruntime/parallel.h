@@ -24,7 +24,7 @@ class Session {
 
   // The number of threads is not to be had from ONNX Runtime, but each takes the next task as it becomes free: more
   // tasks than threads keep all of them busy to the end. A task is some microseconds of work.
-  int32_t tasks() const { return static_cast<int32_t>(std::min<int64_t>(work_ >> 16, 256)); }
+  int32_t tasks() const { return static_cast<int32_t>(std::min<int64_t>(work_ >> 15, 256)); }
 
   // body(0) ... body(count - 1), which must not throw.
   template <typename Body>

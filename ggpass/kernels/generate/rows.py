@@ -22,7 +22,8 @@ class RowsShape:
     `batch` rows of x share each decoded weight, each with `chains` independent sums, which hide the latency of the
     fused multiply-add. Where the packed rows of x would overflow L1, a task takes `rows` rows of codes and goes
     through them once for every `depth` codes (a multiple of 64), its sums waiting in memory; depth 0 goes through
-    a row at once. `ahead` is the prefetch distance: bytes along the row for depth 0, else rows.
+    a row at once, and through `streams` rows of codes side by side, each in its own part of the matrix: memory is
+    read faster in several places. `ahead` is the prefetch distance: bytes along the row for depth 0, else rows.
     """
 
     batch: int
@@ -30,6 +31,7 @@ class RowsShape:
     ahead: int
     rows: int = 1
     depth: int = 0
+    streams: int = 1
 
 
 def _pack(x, packed, decoder: Decoder, rows, batch: int, k_total):
@@ -66,52 +68,62 @@ def rows_kernel(isa: Isa, decoder: Decoder, shape: RowsShape):
     `packed` is a workspace of ceil(M / batch) · batch · ceil(K / 64) · 64 floats.
     """
     batch, chains, lanes, group, depth = shape.batch, shape.chains, isa.lanes, shape.rows, shape.depth
-    step = isa.code_bytes
+    step, width = isa.code_bytes, shape.batch * shape.chains
 
-    def multiply_line(sums, constants, codes, packed, row, k, position):
-        """sums += the products of one line of codes with every row of the batch."""
-        for u in range(LINE // step):
-            for v, weight in enumerate(decoder.decode(codes[row, T.ramp(k + u * step, 1, step)], constants)):
-                weight = T.bind(weight) if batch > 1 else weight
-                for m in range(batch):
-                    where = position + ((u * 4 + v) * batch + m) * lanes
-                    sums.fma(m * chains + (u * 4 + v) % chains, weight, packed[T.ramp(where, 1, lanes)])
+    def multiply_line(sums, constants, codes, packed, rows, k, positions):
+        """sums += the products of one line of codes of each row with every row of the batch."""
+        for s, (row, position) in enumerate(zip(rows, positions)):
+            for u in range(LINE // step):
+                for v, weight in enumerate(decoder.decode(codes[row, T.ramp(k + u * step, 1, step)], constants)):
+                    weight = T.bind(weight) if batch > 1 else weight
+                    for m in range(batch):
+                        where = position + ((u * 4 + v) * batch + m) * lanes
+                        chain = s * width + m * chains + (u * 4 + v) % chains
+                        sums.fma(chain, weight, packed[T.ramp(where, 1, lanes)])
 
-    def store(sums, y, scale, bias, row, first, m_total):
+    def store(sums, y, scale, bias, row, first, m_total, start=0):
         for m in range(batch):
-            total = sums.get(m * chains)
+            total = sums.get(start + m * chains)
             for c in range(1, chains):
-                total = T.bind(total + sums.get(m * chains + c))
+                total = T.bind(total + sums.get(start + m * chains + c))
             value = horizontal_sum(total, lanes)
             with T.If(first + m < m_total), T.Then():
                 T.buffer_store(y, value * scale[row] + bias[row], [first + m, row])
 
-    def multiply_row(sums, constants, codes, packed, row, base, first_line, last_line, k_total, ahead):
+    def multiply_rows(sums, constants, codes, packed, rows, bases, first_line, last_line, k_total, ahead):
         """All lines from first_line to last_line; the last line of a row that is not whole ends with the row."""
         with T.serial(T.min(last_line, k_total // LINE) - first_line) as g:
             k = T.bind((first_line + g) * LINE)
-            prefetch(ahead(k))
-            multiply_line(sums, constants, codes, packed, row, k, base + k * batch)
+            for row in rows:
+                prefetch(ahead(row, k))
+            multiply_line(sums, constants, codes, packed, rows, k, [base + k * batch for base in bases])
         with T.If(last_line * LINE > k_total), T.Then():
-            last = base + (last_line - 1) * (LINE * batch)
-            multiply_line(sums, constants, codes, packed, row, k_total - LINE, last)
+            last = (last_line - 1) * (LINE * batch)
+            multiply_line(sums, constants, codes, packed, rows, k_total - LINE, [base + last for base in bases])
 
     def at_once(packed, codes, scale, bias, codebook, y, m_total, n_total, k_total, tiles, lines):
-        with T.parallel(n_total) as row:
+        part = T.bind((n_total + (shape.streams - 1)) // shape.streams)
+        with T.parallel(part) as first:
             constants = decoder.setup(codebook)
+            # Where N does not divide, a last part comes to the last row early and writes the same again.
+            rows = [T.bind(T.min(first + s * part, n_total - 1)) for s in range(shape.streams)]
+            # Zero, which LLVM cannot know. If it saw that all rows read the same x, it would keep x in registers for
+            # the next row, and spill the tables for that.
+            hidden = [T.int64(0), *(packed.shape[0] >> (40 + s) for s in range(1, shape.streams))]
             with T.serial(tiles) as tile:
-                sums = Registers(isa, batch * chains)
+                sums = Registers(isa, shape.streams * width)
                 sums.clear()
-                base = T.bind(tile * lines * (LINE * batch))
+                bases = [T.bind(tile * lines * (LINE * batch) + zero) for zero in hidden]
 
-                def ahead(k):
+                def ahead(row, k):
                     return T.address_of(codes[row, k + shape.ahead])
 
-                multiply_row(sums, constants, codes, packed, row, base, T.int64(0), lines, k_total, ahead)
-                store(sums, y, scale, bias, row, tile * batch, m_total)
+                multiply_rows(sums, constants, codes, packed, rows, bases, T.int64(0), lines, k_total, ahead)
+                for s, row in enumerate(rows):
+                    store(sums, y, scale, bias, row, tile * batch, m_total, s * width)
 
     def in_blocks(packed, codes, scale, bias, codebook, y, m_total, n_total, k_total, tiles, lines):
-        block, width = depth // LINE, batch * chains
+        block = depth // LINE
         with T.parallel((n_total + (group - 1)) // group) as task:
             constants = decoder.setup(codebook)
             waiting = T.alloc_buffer((group * width * lanes,), "float32")
@@ -125,14 +137,14 @@ def rows_kernel(isa: Isa, decoder: Decoder, shape: RowsShape):
                     row = T.bind(first_row + r)
                     later = T.bind(T.min(row + shape.ahead, n_total - 1))
 
-                    def ahead(k):
+                    def ahead(_, k):
                         return T.address_of(codes[later, k])
 
                     sums = Registers(isa, width)
                     for i in range(width):
                         sums.set(i, waiting[T.ramp((r * width + i) * lanes, 1, lanes)])
                     end = T.bind(T.min((b + 1) * block, lines))
-                    multiply_row(sums, constants, codes, packed, row, base, b * block, end, k_total, ahead)
+                    multiply_rows(sums, constants, codes, packed, [row], [base], b * block, end, k_total, ahead)
                     for i in range(width):
                         T.buffer_store(waiting, sums.get(i), [T.ramp((r * width + i) * lanes, 1, lanes)])
                 with T.serial(count) as r:
