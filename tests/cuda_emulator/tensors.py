@@ -45,3 +45,24 @@ def linear(
     arrays["bias"] = np.full(1, np.nan, np.float32) if bias is None else bits(bias)
     run(text or generated(variant), variant.launch(m, n, k), arrays | numbers, {"y": y}, seed=seed)
     return torch.from_numpy(y).view(x.dtype)
+
+
+def rows(
+    variant: Variant,
+    ids: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    codebook: Tensor,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> Tensor:
+    """`ops.reference_embedding` of ids (m,), or without ids `ops.reference_dequantize`."""
+    n, k = codes.shape
+    m = n if ids is None else ids.shape[0]
+    y = np.empty((m, k), np.float32 if dtype == torch.float32 else np.int16)
+    numbers = {"m": m, "n": n, "k": k, "scale_stride": int(scale.shape[0] > 1)}
+    arrays = {"codes": bits(codes), "scale": bits(scale), "codebook": bits(codebook)}
+    if ids is not None:
+        arrays["ids"] = bits(ids)
+    run(generated(variant), variant.launch(m, n, k), arrays | numbers, {"y": y}, seed=seed)
+    return torch.from_numpy(y).view(dtype)

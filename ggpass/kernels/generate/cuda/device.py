@@ -59,6 +59,9 @@ _OPAQUE = """\
 __device__ __forceinline__ uint ggp_opaque(uint value) { return value + threadIdx.y; }
 """
 
+#: Of the residuals' table, the half that stays in a register: the low bytes of Q, or its high ones.
+RF8_TABLE = {"bf16": 0x80706040, "f16": 0x3C3B3B3A}
+
 # P * Q with P = +-2^(e - 127), zero for e = 0, and Q = (1 + r) * 2^112 = 0x7780 + T[r]: the low bytes of Q are looked
 # up, two codes at a time. The selector's other two nibbles are 0, so that its high bytes hold T[0]'s 0x40.
 _DECODE_RF8_BF16 = """\
@@ -209,7 +212,7 @@ class Device:
 
     def rf8_table(self):
         """The first half of the residuals' table, to be kept in a register."""
-        value = T.uint32(0x80706040 if self.kind == "bf16" else 0x3C3B3B3A)
+        value = T.uint32(RF8_TABLE[self.kind])
         return T.cuda.func_call("ggp_opaque", value, source_code=_OPAQUE, return_type="uint32")
 
     def decode_rf8(self, out, codes, table):
