@@ -67,11 +67,11 @@ def ggpass_backend(
             )
         if "target" not in chosen:
             return torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))(graph_module, list(example_inputs))
-    _, lowering, notes = lowering_for(
+    device, lowering, notes = lowering_for(
         chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
     )
     inner = torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))
-    editor = GraphEditor(graph_module, example_inputs, lowering)
+    editor = GraphEditor(graph_module, example_inputs, lowering, device.check_tensor)
     editor.report.notes += notes
     editor.lower()
     editor.merge()
@@ -97,12 +97,14 @@ class GraphEditor:
         source: Dynamo's graph.
         example_inputs: its arguments, fake or real.
         lowering: what to lower, and into what.
+        check: raises where a weight, by name, lies where the target cannot lower it.
         report: filled by `lower` and `merge`.
     """
 
     source: fx.GraphModule
     example_inputs: Sequence[Any]
     lowering: Lowering
+    check: Callable[[str, Tensor], None] = lambda name, tensor: None
     report: Report = field(default_factory=lambda: Report("torch.compile"))
 
     def __post_init__(self) -> None:
@@ -134,6 +136,7 @@ class GraphEditor:
                 self.report.skips.append(Skip(names[0], reason, bytes_of(fake)))
                 continue
             self._refuse_training(names[0], fake)
+            self.check(names[0], fake)
             self._lower(weight, names)
 
     def _named(self, weight: Weight) -> tuple[str, ...]:
@@ -154,9 +157,9 @@ class GraphEditor:
         recipe = CodesOf((FloatPart(self.position[node], names[0], transposed),), self.lowering)
         rows = fake.shape[1 if transposed else 0]
         scales = rows if self.lowering.scheme.granularity == "channel" else 1
-        codes = self._extra(recipe, 0, (rows, fake.numel() // rows), torch.uint8)
-        scale = self._extra(recipe, 1, (scales,), torch.float32)
-        operands = (codes, scale, self._codebook())
+        codes = self._extra(recipe, 0, (rows, fake.numel() // rows), torch.uint8, fake.device)
+        scale = self._extra(recipe, 1, (scales,), torch.float32, fake.device)
+        operands = (codes, scale, self._codebook(fake.device))
         for use in weight.uses:
             with self.graph.inserting_before(use.node):
                 replace_use(self.graph, use, operands, self.lowering, tuple(fake.shape), fake.dtype)
@@ -175,15 +178,17 @@ class GraphEditor:
             rows = [n.meta["val"].shape[-1] for n in mergeable]
             recipe = CodesOf(tuple(part for o in operands for part in self._parts(o)), self.lowering)
             columns = operands[0]["codes"].meta["val"].shape[1]
+            place = operands[0]["codes"].meta["val"].device
             merged: dict[str, Any] = {
-                "codes": self._extra(recipe, 0, (sum(rows), columns), torch.uint8),
-                "scale": self._extra(recipe, 1, (sum(rows),), torch.float32),
+                "codes": self._extra(recipe, 0, (sum(rows), columns), torch.uint8, place),
+                "scale": self._extra(recipe, 1, (sum(rows),), torch.float32, place),
                 "bias": None,
             }
             present = [o["bias"] for o in operands if o["bias"] is not None]
             if present:
                 biases = tuple(None if o["bias"] is None else self.position[o["bias"]] for o in operands)
-                merged["bias"] = self._extra(BiasOf(biases, tuple(rows)), 0, (sum(rows),), present[0].meta["val"].dtype)
+                dtype = present[0].meta["val"].dtype
+                merged["bias"] = self._extra(BiasOf(biases, tuple(rows)), 0, (sum(rows),), dtype, place)
             with self.graph.inserting_before(mergeable[0]):
                 join(self.graph, mergeable, merged, rows)
             names = " + ".join(self._part_name(p) for p in recipe.parts)
@@ -200,24 +205,28 @@ class GraphEditor:
             return extra.recipe.parts
         return (CodedPart(self.position[codes], self.position[scale]),)
 
-    def _codebook(self) -> fx.Node:
-        if not self.constants:
-            codebook = self.lowering.format.codebook
-            node = self._placeholder(tuple(codebook.shape), codebook.dtype)
-            self.constants[node] = codebook
-        return next(iter(self.constants))
+    def _codebook(self, device: torch.device) -> fx.Node:
+        for node in self.constants:
+            if node.meta["val"].device == device:
+                return node
+        codebook = self.lowering.format.codebook
+        node = self._placeholder(tuple(codebook.shape), codebook.dtype, device)
+        self.constants[node] = codebook.to(device)
+        return node
 
-    def _extra(self, recipe: Recipe, output: int, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
-        node = self._placeholder(shape, dtype)
+    def _extra(
+        self, recipe: Recipe, output: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        node = self._placeholder(shape, dtype, device)
         self.extras[node] = Extra(recipe, output)
         return node
 
-    def _placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+    def _placeholder(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> fx.Node:
         last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(f"ggpass_{len(self.extras) + len(self.constants)}")
         with self.fake_mode:
-            node.meta["val"] = torch.empty(shape, dtype=dtype)
+            node.meta["val"] = torch.empty(shape, dtype=dtype, device=device)
         return node
 
     def finish(self, inner: Callable[..., Any]) -> Callable[..., Any]:

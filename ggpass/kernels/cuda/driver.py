@@ -235,13 +235,20 @@ class Driver:
             raise self.error("cuLaunchKernel", code, f"{what}, grid {grid}, {block} threads, {shared} bytes shared")
 
 
-@functools.lru_cache(maxsize=8)
-def open_driver(library: str = LIBRARY) -> Driver:
+def open_driver(library: str | None = None) -> Driver:
     """The driver of this machine, once for a process.
+
+    Args:
+        library: to load; the system's where None.
 
     Raises:
         KernelsUnavailable: there is none, it cannot start, or it sees no GPU; with the reason and the next action.
     """
+    return _open(LIBRARY if library is None else library)
+
+
+@functools.lru_cache(maxsize=8)
+def _open(library: str) -> Driver:
     try:
         loaded = ctypes.CDLL(library)
     except OSError as error:
@@ -264,7 +271,7 @@ def _no_device() -> str:
     return f"the NVIDIA driver sees no GPU{hidden}; make one visible to this process"
 
 
-def reason_against(library: str = LIBRARY) -> str:
+def reason_against(library: str | None = None) -> str:
     """Why no kernel can run on this machine, and what to do about it; empty where one can."""
     try:
         driver = open_driver(library)

@@ -176,7 +176,7 @@ class CudaKernels:
         count = max(1, min(64, choice.ROTATED_BYTES // max(1, codes.numel())))
         copies = [self._codes(codes)] + [codes.clone() for _ in range(count - 1)]
         times: dict[str, float] = {}
-        for variant in variants.linear_variants(*kind, m, n, k):
+        for variant in self._candidates(*kind, m, n, k):
             try:
                 kernel, launch = self._kernel(variant), variant.launch(m, n, k)
                 kernel.prepare(launch)
@@ -233,9 +233,18 @@ class CudaKernels:
         return plan
 
     def _choose(self, family: str, decoder: str, dtype: str, m: int, n: int, k: int) -> Variant:
-        if family == "linear":
-            return self._choices.pick(variants.linear_variants(decoder, dtype, m, n, k), decoder, dtype, m, n, k)
-        return row_variant(family, decoder, dtype, k)
+        if family != "linear":
+            return row_variant(family, decoder, dtype, k)
+        return self._choices.pick(self._candidates(decoder, dtype, m, n, k), decoder, dtype, m, n, k)
+
+    def _candidates(self, decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
+        found = variants.linear_variants(decoder, dtype, m, n, k, self.device.shared)
+        if not found:
+            raise KernelsUnavailable(
+                f"no kernel for {m} rows of {dtype} and {n} × {k} codes fits the {self.device.shared} bytes of shared "
+                f"memory of {self.device.name}"
+            )
+        return found
 
     def _kernel(self, variant: Variant) -> Kernel:
         """The loaded kernel of a variant; a failure is not tried again until another file brings kernels."""
