@@ -64,6 +64,15 @@ def inside(row: Number, rows: Number, start: Number, k: Number) -> Number:
     return (k - start) * (row < rows)
 
 
+def half_of_x(start: Number, count: Number, half: Number) -> tuple[Number, Number]:
+    """(k of the first activation, bytes that exist) of half a chunk's activations, one 16-byte load.
+
+    Args:
+        count: activations that exist of the chunk, as `inside` gives them.
+    """
+    return start + half * (CHUNK // 2), (count - half * (CHUNK // 2)) * 2
+
+
 def step_of(i: Number, warp: Number, warps: int) -> Number:
     """The i-th step of a warp, where the warps of a block share K out: warps · i + warp."""
     return i * warps + warp
@@ -83,3 +92,14 @@ def output_place(row: Number, column: Number, tiles: int) -> Number:
     """The same from a block's row of x and row of codes: g = row mod 8, t = (column mod 8) / 2."""
     lane = (row % ROWS_B) * 4 + column % ROWS_B // 2
     return sum_place(row // ROWS_B, column // ROWS_B, tiles, column % 2, lane)
+
+
+def output_of(i: Number, thread: Number, threads: int, columns: int) -> tuple[Number, Number]:
+    """(row of x, row of codes), in the block, of a thread's i-th output: neighbouring threads write side by side."""
+    output = i * threads + thread
+    return output // columns, output % columns
+
+
+def warp_sums(warp: Number, sums: int) -> Number:
+    """First shared word of a warp's sums, `sums` of them a lane."""
+    return warp * (sums * WARP)

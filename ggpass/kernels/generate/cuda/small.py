@@ -36,11 +36,12 @@ def small_kernel(variant: Small):
             T.evaluate(device.copy(T.address_of(shared[to]), T.address_of(address), geometry.inside(row, n, start, k)))
         for part in range(row_parts):
             row = T.bind(first_row + geometry.row_of_x(part // 2, lane, part % 2))
-            count = T.bind(geometry.inside(row, m, start, k) * 2)
+            count = T.bind(geometry.inside(row, m, start, k))
             for half in range(2):
                 to = place(warp, i % stages, tiles + part * 2 + half, lane)
-                address = x[T.cast(row, "int64") * k + start + half * (CHUNK // 2)]
-                T.evaluate(device.copy(T.address_of(shared[to]), T.address_of(address), count - half * CHUNK))
+                first, size = geometry.half_of_x(start, count, half)
+                address = x[T.cast(row, "int64") * k + first]
+                T.evaluate(device.copy(T.address_of(shared[to]), T.address_of(address), size))
         T.evaluate(device.commit())
 
     def decode_chunk(weights, shared, decoding, tile: int, i, warp, lane):
@@ -95,19 +96,18 @@ def small_kernel(variant: Small):
         T.evaluate(device.wait(0))
         T.evaluate(T.tvm_storage_sync("shared"))
         for part, tile, i in product(range(row_parts), range(tiles), range(2)):
-            at = warp * (sums_count * WARP) + geometry.sum_place(part, tile, tiles, i, lane)
+            at = geometry.warp_sums(warp, sums_count) + geometry.sum_place(part, tile, tiles, i, lane)
             T.buffer_store(shared, T.reinterpret("uint32", total(sums, part, tile, i)), [at])
         T.evaluate(T.tvm_storage_sync("shared"))
         with T.serial(geometry.ceil_div(variant.rows * columns, variant.threads)) as i:
-            output = T.bind(i * variant.threads + thread)
-            row, column = T.bind(output // columns), T.bind(output % columns)
+            row, column = map(T.bind, geometry.output_of(i, thread, variant.threads, columns))
             to_row, to_column = T.bind(first_row + row), T.bind(first_tile * ROWS_B + column)
             with T.If(T.And(T.And(row < variant.rows, to_row < m), to_column < n)), T.Then():
                 where = T.bind(geometry.output_place(row, column, tiles))
                 value = T.alloc_buffer((1,), "float32", scope="local")
                 T.buffer_store(value, T.float32(0), [0])
                 with T.unroll(warps) as w:
-                    term = T.reinterpret("float32", shared[w * (sums_count * WARP) + where])
+                    term = T.reinterpret("float32", shared[geometry.warp_sums(w, sums_count) + where])
                     T.buffer_store(value, value[0] + term, [0])
                 scaled = value[0] * scale[to_column * scale_stride]
                 scaled = scaled + T.if_then_else(bias_on != 0, bias[to_column], T.float32(0))
