@@ -31,12 +31,9 @@ def iterations(variant: Small, k: int) -> int:
 
 def count_units(rows: int, k: int, size: int, row, start, exist) -> np.ndarray:
     """(rows, ⌈k / size⌉): how often each unit of `size` elements of a row is copied; nothing else is touched."""
-    row, start, exist = (
-        np.broadcast_to(a, np.broadcast(row, start, exist).shape)[
-            np.broadcast_to(exist, np.broadcast(row, start, exist).shape) > 0
-        ]
-        for a in (row, start, exist)
-    )
+    row, start, exist = np.broadcast_arrays(row, start, exist)
+    copied = exist > 0
+    row, start, exist = row[copied], start[copied], exist[copied]
     assert ((row >= 0) & (row < rows)).all()
     assert ((start >= 0) & (start < k)).all()
     assert (start % size == 0).all()
@@ -74,7 +71,7 @@ def test_each_half_chunk_of_x_is_copied_once_for_each_block_of_columns(
 
 def test_what_is_copied_ahead_at_the_end_does_not_exist(variant: Small, shape: tuple[int, int, int]) -> None:
     """The last `stages` - 1 steps of a warp are never multiplied, so nothing of them may be wanted."""
-    m, n, k = shape
+    _, n, k = shape
     warp, lane, i = grid(variant.warps, WARP, variant.stages - 1)
     last = ceil_div(k, STEP * variant.warps)
     start = geometry.chunk_start(geometry.step_of(last + i, warp, variant.warps), lane)
