@@ -164,7 +164,10 @@ PLANS = {
         settings={
             "adamw": ({"lr": 1e-4, "weight_decay": 0.01}, {"lr": 2e-4, "weight_decay": 1.0}),
             "l1": _each((0.03, 0.1), lr=2e-4, weight_decay=1.0),
-            "backslash-grid": _each((0.0005, 0.002), lr=2e-4, weight_decay=1.0, step=2**-4, spread=0.5, grid=0.5),
+            "backslash-grid": tuple(
+                {"strength": 0.0005, "lr": lr, "weight_decay": 1.0, "step": 2**-4, "spread": 0.5, "grid": 0.5}
+                for lr in (2e-4, 4e-4)
+            ),
             "l1-grid": _each((0.03,), lr=2e-4, weight_decay=1.0, step=2**-4, spread=0.5, grid=0.5),
         },
         targets=(1.0,),

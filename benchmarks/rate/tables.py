@@ -46,7 +46,7 @@ def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
         "",
         f"Tuned AdamW ({_words(adamw)}): {task.measure} {mean_and_error(adamw.test, scale, digits)} on the test set, "
         f"{mean_and_error(adamw.held_out, scale, digits)} on held-out rows. Equal means at least "
-        f"{scale * least['test']:.{digits}f} and {scale * least['held_out']:.{digits}f}.",
+        f"{scale * least['test']:.{digits}f} and {scale * least['held_out']:.{digits}f}. {_counted(plan)}",
         "",
         f"| method | bits a weight | against AdamW | against L1 | test {task.measure} | setting | "
         "chosen on held-out rows: bits, test |",
@@ -69,6 +69,15 @@ def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
             f"{mean_and_error(best.test, scale, digits)} | {_words(best)} | {second} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _counted(plan: Plan) -> str:
+    """How bits are counted, and on which grids."""
+    counted = "All matrices share a table" if plan.tables == "one" else "Each matrix has a table of its own"
+    grids = ["one grid for all"] if 0.0 in plan.spreads else []
+    if any(plan.spreads):
+        grids.append("one for each by its gradients (spread)")
+    return f"{counted}; {', or '.join(grids)}."
 
 
 def _seeds(setting: Setting) -> str:
