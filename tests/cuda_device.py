@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from cuda_stub import Launched, Stub
 
-from ggpass.kernels.cuda import compiler
+from ggpass.kernels.cuda import compiler, cubins
 from ggpass.kernels.cuda.compiler import Compiled
 from ggpass.kernels.cuda.kernels import CudaKernels
 
-DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 LINEAR = ("x", "codes", "scale", "codebook", "bias", "y", "m", "n", "k", "scale_stride", "bias_on")
 EMBEDDING = ("ids", "codes", "scale", "codebook", "y", "m", "n", "k", "scale_stride")
@@ -94,22 +94,12 @@ def compute(launch: Launched) -> None:
         y[...] = weights * scale
 
 
-@dataclass(frozen=True)
-class RowVariant:
-    """Stands for the variants of embedding and dequantize."""
-
-    family: str
-    decoder: str
-    dtype: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.family}_{self.decoder}_{self.dtype}"
-
-    def launch(self, m: int, n: int, k: int) -> object:
-        from ggpass.kernels.cuda.variants import Launch
-
-        return Launch((m, 1, 1), 128, 0)
+def build_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NameCompiler:
+    """`compile(..., arch=)` with a compiler that writes names."""
+    fake = NameCompiler()
+    monkeypatch.setattr(compiler, "_compilers", lambda: iter([fake]))
+    monkeypatch.setattr(cubins.obtain_all, "__kwdefaults__", {"directory": folder, "generate": describe})
+    return fake
 
 
 @dataclass

@@ -317,6 +317,26 @@ def test_compile_hands_every_option_on(run: Run, tiny_bert: Path, monkeypatch: p
     assert "embeddings.word_embeddings.weight" in ran.out  # left as it is, with the reason
 
 
+def test_compile_builds_ahead_and_writes(
+    run: Run, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a CUDA compiler that writes only names; what the file carries is read in test_cuda_file.py."""
+    from cuda_device import build_ahead
+
+    from ggpass.file.kernels import read_kernels
+
+    fake = build_ahead(tmp_path / "kernels", monkeypatch)
+    out = tmp_path / "small.safetensors"
+    ahead = ("compile", tiny_bert, "-t", "rf8-cuda", "--arch", "sm_80", "--arch", "sm_90", "--dtype", "bfloat16")
+    ran = run(*ahead, "--output", out, columns=200)
+    assert ran.code == 0, ran.err
+    assert f"{len(fake.built)} CUDA kernels for sm_80, sm_90 by nvcc13.0.88" in ran.out
+    assert sorted((k.name, k.arch) for k in read_kernels(out)) == sorted(fake.built)
+    assert_one_line_error(run(*ahead, "-o", tmp_path / "small.bin"), "is not named .safetensors")
+    wrong = ("compile", tiny_bert, "-t", "rf8-cuda", "--arch", "sm_75")
+    assert_one_line_error(run(*wrong), "the kernels need sm_80 or newer, not sm_75")
+
+
 def test_compile_errors_are_one_line(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
     for target, part in (("rf9-cpu", "rf9"), ("rf8-moon", "moon"), ("rf8", "rf8")):
         assert_one_line_error(run("compile", tiny_bert, "--target", target), part, "formats: rf8, e4m3, int8")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import assert_rejects_corruption, dot_bound
-from cuda_device import Gpu, RowVariant, kernels_of, make_gpu
+from cuda_device import Gpu, kernels_of, make_gpu
 from cuda_stub import Stub, stub  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggpass.formats import FORMATS, quantize
-from ggpass.kernels.cuda import carried, choice, cubins, kernels, variants
+from ggpass.kernels.cuda import carried, choice, cubins, variants
 from ggpass.kernels.cuda.carried import Carried
 from ggpass.kernels.cuda.kernels import NotPrepared, aligned
 from ggpass.kernels.cuda.tables import inexact, table_of
@@ -30,7 +30,6 @@ RF8 = FORMATS["rf8"].codebook
 @pytest.fixture
 def gpu(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:  # noqa: F811
     monkeypatch.setattr(carried, "CARRIED", Carried())
-    monkeypatch.setattr(kernels, "row_variant", lambda family, decoder, dtype, k: RowVariant(family, decoder, dtype))
     return make_gpu(stub, tmp_path / "kernels", monkeypatch)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_device import Gpu, NameCompiler, RowVariant, describe, make_gpu
+from cuda_device import Gpu, NameCompiler, build_ahead, make_gpu
 from cuda_stub import Stub, stub  # noqa: F401
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +17,7 @@ from ggpass import InputError, TargetError, ops
 from ggpass.backend import GraphEditor
 from ggpass.formats import FORMATS, quantize
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import carried, compiler, cubins, driver, kernels, needs
+from ggpass.kernels.cuda import carried, compiler, driver, kernels, needs
 from ggpass.kernels.cuda.carried import Carried
 from ggpass.lowering import Lowering
 from ggpass.targets import TARGETS, cuda, cuda_operators, resolve
@@ -47,8 +47,6 @@ def machine(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Stub:  # noqa: F811
 @pytest.fixture
 def gpu(machine: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A GPU that computes, under the operators; tensors on the CPU stand for tensors on it."""
-    rows = lambda family, decoder, dtype, k: RowVariant(family, decoder, dtype)  # noqa: E731
-    monkeypatch.setattr(kernels, "row_variant", rows)
     made = make_gpu(machine, tmp_path / "kernels", monkeypatch)
     monkeypatch.setattr(cuda_operators, "kernels_on", lambda index: made.kernels)
     return made
@@ -56,14 +54,7 @@ def gpu(machine: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture
 def ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NameCompiler:
-    """Building ahead of time, with a compiler that writes names."""
-    fake = NameCompiler()
-    monkeypatch.setattr(compiler, "_compilers", lambda: iter([fake]))
-    monkeypatch.setattr(cubins, "generated", describe)
-    monkeypatch.setattr(cubins.obtain_all, "__kwdefaults__", {"directory": tmp_path, "generate": describe})
-    rows = lambda family, decoder, dtype, k: RowVariant(family, decoder, dtype)  # noqa: E731
-    monkeypatch.setattr(needs, "row_variant", rows)
-    return fake
+    return build_ahead(tmp_path, monkeypatch)
 
 
 class Net(nn.Module):
@@ -167,7 +158,7 @@ def test_float32_activations_are_said_to_have_no_kernels(ahead: NameCompiler) ->
         notes = [note for note in ggpass.report(compiled).notes if "activations are float32" in note]
         assert len(notes) == 1
         assert "compile model.to(torch.bfloat16) for speed" in notes[0]
-        assert not ahead.built
+        assert {name for name, _ in ahead.built} == {"embedding_rf8_float32", "dequantize_rf8_float32"}
 
 
 def test_a_kernel_that_does_not_compile_fails_the_compilation(ahead: NameCompiler, monkeypatch) -> None:
@@ -202,16 +193,19 @@ def test_linear_of_any_rank_equals_the_reference(gpu: Gpu, shape: tuple[int, ...
     assert bool(gpu.stub.launches) is (x.numel() > 0)
 
 
-def test_float32_runs_the_reference_and_says_so_once(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
-    x, operands = torch.randn(3, 32), weight(24, 32)
+def test_float32_is_dequantized_and_multiplied_in_torch_and_says_so_once(
+    gpu: Gpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, operands, bias = torch.randn(2, 3, 32), weight(24, 32), torch.randn(24).to(BF16)
     with caplog.at_level(logging.WARNING, logger="ggpass"):
         for _ in range(2):
-            got = cuda_operators._linear(x, *operands, None)
-    assert torch.equal(got, ops.reference_linear(x, *operands, None))
+            got = cuda_operators._linear(x, *operands, bias)
+    # Both round each of 32 products and sums in float32; RF8's weights and power-of-two scales are exact.
+    torch.testing.assert_close(got, ops.reference_linear(x, *operands, bias), rtol=1e-5, atol=1e-5)
     assert [r.getMessage() for r in caplog.records if "activations are float32" in r.getMessage()] == [
         cuda_operators.float_note(torch.float32)
     ]
-    assert not gpu.stub.launches
+    assert [launch.name for launch in gpu.stub.launches] == ["dequantize_rf8_float32"] * 2
 
 
 def test_embedding_and_dequantize_equal_the_reference(gpu: Gpu) -> None:
@@ -222,7 +216,10 @@ def test_embedding_and_dequantize_equal_the_reference(gpu: Gpu) -> None:
         assert got._base is None
         got = cuda_operators._dequantize(*operands, dtype)
         torch.testing.assert_close(got, ops.reference_dequantize(*operands, dtype), rtol=0, atol=0)
-    assert len(gpu.stub.launches) == 4
+    assert len(gpu.stub.launches) == 6
+    wide = cuda_operators._dequantize(*operands, torch.float64)
+    assert torch.equal(wide, ops.reference_dequantize(*operands, torch.float64))
+    assert len(gpu.stub.launches) == 6
     with pytest.raises(TypeError, match=r"int64 or int32, not torch\.float32"):
         cuda_operators._embedding(ids.float(), *operands, BF16)
 
@@ -311,6 +308,29 @@ def test_under_torch_compile_a_model_on_the_cpu_is_refused(machine: Stub) -> Non
     with torch.no_grad(), pytest.raises(Exception, match=r"'weight' is on cpu; call model\.to\('cuda'\) first"):
         fast(torch.ones(1, 32))
     torch._dynamo.reset()
+
+
+def test_tuning_asks_for_a_model_on_a_gpu(ahead: NameCompiler) -> None:
+    model = ggpass.compile(nn.Linear(64, 64).to(BF16), target="rf8-cuda", arch="sm_90")
+    with pytest.raises(InputError, match="there is nothing to tune: it is on cpu; compile the model on a GPU"):
+        cuda.tune(model)
+
+
+def test_tuning_times_each_shape_once(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on the CPU stand for tensors on the GPU."""
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    timed = lambda m, codes, *rest: asked.append((m, tuple(codes.shape))) or {"kernel": 1.0}  # noqa: E731
+    monkeypatch.setattr(gpu.kernels, "tune", timed)
+    monkeypatch.setattr(cuda, "kernels_on", lambda index: gpu.kernels)
+    on_gpu = type("On", (), {"type": "cuda", "index": 0})()
+    layers = [nn.Linear(64, 48), nn.Linear(64, 48), nn.Linear(48, 16)]
+    model = ggpass.compile(nn.Sequential(*layers).to(BF16), target="rf8-reference")
+    uses = list(cuda._uses_of_module(model))
+    moved = [(n, type("T", (), {"device": on_gpu, "shape": c.shape})(), b) for n, c, b in uses]
+    monkeypatch.setattr(cuda, "_uses_of_module", lambda model: moved)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape))
+    assert set(cuda.tune(model, (1, 16))) == {"1 × 48 × 64", "16 × 48 × 64", "1 × 16 × 48", "16 × 16 × 48"}
+    assert asked == [(1, (48, 64)), (16, (48, 64)), (1, (16, 48)), (16, (16, 48))]
 
 
 def test_describe_names_what_spills(ahead: NameCompiler) -> None:

@@ -60,7 +60,7 @@ def bench_command(
 
     import ggpass
     from ggpass.cli.inspect import size
-    from ggpass.cli.models import load_model
+    from ggpass.cli.models import load_model, place_for
     from ggpass.targets import resolve
 
     sizes = [parse_shape(text) for text in shape or ("1x16", "1x128", "8x64")]
@@ -69,15 +69,18 @@ def bench_command(
         torch.set_num_threads(threads)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
+        model.to(place_for(target))
     inputs = [token_inputs(model, batch, sequence) for batch, sequence in sizes]
     with stderr().status(f"compiling for {target}"):
         lowered = ggpass.compile(model, target=target, only=only or (), skip=skip or ())
+    # A call on a GPU returns before it is done.
+    finish = torch.cuda.synchronize if place_for(target) == "cuda" else lambda: None
     results = []
     with progress() as bar:
         task = bar.add_task("timing", total=rounds * len(sizes))
         for (batch, sequence), kwargs in zip(sizes, inputs):
             bar.update(task, description=f"timing {batch}x{sequence}")
-            results.append(compare(model, lowered, kwargs, rounds, batch, sequence, step=lambda: bar.advance(task)))
+            results.append(compare(model, lowered, kwargs, rounds, batch, sequence, lambda: bar.advance(task), finish))
     bytes_of = ggpass.sizes(lowered)
     if json:
         from json import dumps
@@ -155,6 +158,7 @@ def token_inputs(model: "nn.Module", batch: int, sequence: int) -> dict[str, "Te
         raise GgpassError(f"this model takes at most {longest} tokens, not {sequence}; give a shorter --shape")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (batch, sequence), generator=generator)
+    ids = ids.to(next(model.parameters()).device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids[:, : min(sequence, 8)]
@@ -175,19 +179,26 @@ def compare(
     batch: int,
     sequence: int,
     step: Callable[[], None] = lambda: None,
+    finish: Callable[[], None] = lambda: None,
 ) -> Timing:
-    """Times of both models on one input, taken in turns after two untimed calls of each."""
+    """Times of both models on one input, taken in turns after two untimed calls of each.
+
+    Args:
+        finish: waits for what a call left running.
+    """
     import torch
 
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for _ in range(2):
             outputs = [first_tensor(each(**kwargs)) for each in (model, lowered)]
+        finish()
         for turn in range(rounds):
             pair = ((0, model), (1, lowered))
             for place, each in pair if turn % 2 else reversed(pair):
                 start = time.perf_counter()
                 each(**kwargs)
+                finish()
                 times[place].append((time.perf_counter() - start) * 1e3)
             step()
         cosines = torch.nn.functional.cosine_similarity(outputs[0].double(), outputs[1].double(), dim=-1)

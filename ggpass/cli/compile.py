@@ -49,6 +49,14 @@ Skip = Annotated[
 ]
 GranularityOption = Annotated[Granularity, typer.Option(help="One scale for each output channel, or for the tensor.")]
 ScaleOption = Annotated[Scale | None, typer.Option(help="Powers of two, or real scales; the format's own if left out.")]
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SM_XY", help="For -cuda: build for this GPU architecture, no GPU needed; may be repeated."),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write codes and GPU kernels to this .safetensors file."),
+]
 RoundingOption = Annotated[Rounding, typer.Option(help="`paper` is RF8's published greedy rounding.")]
 
 
@@ -61,6 +69,8 @@ def compile_command(
     scale: ScaleOption = None,
     rounding: RoundingOption = Rounding.nearest,
     dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.auto,
+    arch: ArchOption = None,
+    output: OutputOption = None,
 ) -> None:
     """Lower a model's weights to 8 bits and report what happened to each.
 
@@ -68,17 +78,23 @@ def compile_command(
     """
     import ggpass
     from ggpass.cli.inspect import size
-    from ggpass.cli.models import load_model
+    from ggpass.cli.models import load_model, place_for
+    from ggpass.errors import GgpassError
     from ggpass.formats import Scheme
     from ggpass.targets import resolve
 
-    resolve(target)  # an unknown target is answered before the model is loaded
+    resolve(target, arch or ())  # an unknown target is answered before the model is loaded
+    if output is not None and output.suffix != ".safetensors":
+        raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
     scheme = Scheme(granularity.value, scale.value if scale else None, rounding.value)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
+        model.to(place_for(target, arch or ()))
     start = time.perf_counter()
     with stderr().status(f"compiling for {target}"):
-        lowered = ggpass.compile(model, target=target, scheme=scheme, only=only or (), skip=skip or (), inplace=True)
+        lowered = ggpass.compile(
+            model, target=target, scheme=scheme, only=only or (), skip=skip or (), arch=arch or (), inplace=True
+        )
     seconds = time.perf_counter() - start
     console = stdout()
     console.print(ggpass.report(lowered))
@@ -90,3 +106,7 @@ def compile_command(
         f"compiled for {target} in {seconds:.1f} s",
         highlight=False,
     )
+    if output is not None:
+        with stderr().status(escape(f"writing {output}")):
+            ggpass.save(lowered, output)
+        console.print(f"{escape(str(output))}: {size(output.stat().st_size)}", highlight=False)

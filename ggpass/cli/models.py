@@ -1,5 +1,6 @@
 """Hugging Face directories: loaded from disk only, from safetensors only, in the class that their config names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,11 @@ from ggpass.errors import GgpassError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def place_for(target: str, arch: Sequence[str] = ()) -> str:
+    """Where a model must lie to be compiled for a target: on the GPU, unless it is built for one elsewhere."""
+    return "cuda" if target.partition("-")[2] == "cuda" and not arch else "cpu"
 
 
 def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[str]]:

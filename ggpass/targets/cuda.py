@@ -190,6 +190,38 @@ class CudaTarget(TorchTarget):
         return tuple(made.values())
 
 
+def tune(
+    compiled: nn.Module | Artifact, rows: Sequence[int] = (1, 8, 16, 64, 512, 2048)
+) -> dict[str, dict[str, float]]:
+    """Time every kernel that can compute a compiled model's linears, and take the fastest from now on.
+
+    Takes some seconds, and is never done unasked. What is found is kept on disk for this GPU model; run the model anew
+    before capturing a CUDA graph, since other kernels may be loaded then.
+
+    Args:
+        compiled: what `ggpass.compile` returned, on a GPU.
+        rows: of activations: batch × sequence.
+
+    Returns:
+        For each shape "m × n × k" milliseconds by the kernel's name.
+
+    Raises:
+        InputError: it is not on a GPU that the kernels run on.
+    """
+    uses = _uses_of_program(compiled.program) if isinstance(compiled, Artifact) else _uses_of_module(compiled)
+    found: dict[str, dict[str, float]] = {}
+    for need, codes, codebook in uses:
+        kernels = kernels_on(codes.device.index or 0) if codes.device.type == "cuda" else f"it is on {codes.device}"
+        if isinstance(kernels, str):
+            raise InputError(f"there is nothing to tune: {kernels}; compile the model on a GPU that the kernels run on")
+        for m in rows if need.family == "linear" and need.dtype in KERNEL_DTYPES else ():
+            shape = f"{m} × {codes.shape[0]} × {codes.shape[1]}"
+            if shape not in found:
+                scale = torch.ones(codes.shape[0], device=codes.device)
+                found[shape] = kernels.tune(m, codes, scale, codebook, need.dtype)
+    return found
+
+
 def _reason_not_to_build() -> str:
     """Why no kernel can be built here; empty where one can."""
     from ggpass.kernels import cache

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ggpass")
 
-#: Of activations that there are kernels for.
+#: Of activations that there are kernels for, and of what embedding and dequantize write.
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+ROW_DTYPES = (*KERNEL_DTYPES, torch.float32)
 
 _said: set[str] = set()
 
@@ -83,8 +84,11 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Ten
         else:
             # Not `view`: autograd forbids in-place operators on what a custom operator returns as a view.
             return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], codes.shape[0]])
-    elif kernels is not None:
+    elif kernels is not None and x.dtype is torch.float32:
+        ops.check_linear(x, codes, scale, codebook)
         _say_once(float_note(x.dtype))
+        weight = _dequantize(codes, scale, codebook, x.dtype)
+        return torch.nn.functional.linear(x, weight, None if bias is None else bias.float().expand(codes.shape[0]))
     return ops.reference_linear(x, codes, scale, codebook, bias)
 
 
@@ -94,7 +98,7 @@ def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtyp
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"embedding ids are int64 or int32, not {ids.dtype}")
     kernels = _kernels(codes, input=ids, scale=scale, codebook=codebook)
-    if kernels is not None and dtype in KERNEL_DTYPES:
+    if kernels is not None and dtype in ROW_DTYPES:
         try:
             rows = kernels.embedding(ids.reshape(-1), codes, scale, codebook, dtype)
         except KernelsUnavailable as error:
@@ -108,7 +112,7 @@ def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dty
     from ggpass.kernels.unavailable import KernelsUnavailable
 
     kernels = _kernels(codes, scale=scale, codebook=codebook)
-    if kernels is not None and dtype in KERNEL_DTYPES:
+    if kernels is not None and dtype in ROW_DTYPES:
         try:
             return kernels.dequantize(codes, scale, codebook, dtype)
         except KernelsUnavailable as error:

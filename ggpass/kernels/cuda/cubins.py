@@ -6,6 +6,7 @@ libraries do.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ logger = logging.getLogger("ggpass")
 
 _HERE = Path(__file__).parent
 _GENERATOR = _HERE.parent / "generate" / "cuda"
+_TRITON = _HERE.parent / "generate" / "triton"
 
 #: What a launch must know of a kernel beside its variant: raised when parameters change their meaning.
 INTERFACE = 1
@@ -127,11 +129,13 @@ def _number(pattern: str, text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@functools.cache
 def interface() -> str:
     """Sixteen hex digits that change with what a launch relies on: geometry, blocking, parameters."""
     return cache.key_of(f"cuda interface {INTERFACE}", _described())
 
 
+@functools.cache
 def key() -> str:
     """Sixteen hex digits that change whenever the generated CUDA C could."""
     return cache.key_of(f"cuda {INTERFACE}", [*sorted(_GENERATOR.glob("*.py")), *_described()])
@@ -172,6 +176,8 @@ def obtain(
     """
     parse(arch)
     directory = cache.default_directory() if directory is None else directory
+    if variant.name.startswith("triton_"):
+        return _obtain_triton(variant, arch, newest, directory)
     stem = f"cuda-{arch}-{variant.name}-{key()}"
     tvm = cache.version_of("apache-tvm")
     try:
@@ -199,6 +205,33 @@ def obtain(
         to.write_bytes(cubin.to_bytes())
 
     return _read(cache.obtain(path, build))
+
+
+def _obtain_triton(variant: Named, arch: str, newest: int | None, directory: Path) -> Cubin:
+    """The cubin of a kernel of Triton's, which brings its own compiler."""
+    stem = f"cuda-{arch}-{variant.name}-{cache.key_of('triton', [*sorted(_TRITON.glob('*.py')), *_described()])}"
+    version = cache.version_of("triton")
+    if version is None:
+        reason = "triton is not installed to build it; run `pip install triton`"
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason)
+
+    def build(to: Path) -> None:
+        try:
+            from ggpass.kernels.generate.triton.gemm import build as compile_triton
+
+            made = compile_triton(variant, arch)
+        except Exception as error:  # whatever goes wrong in another compiler, the other kernels are there
+            raise KernelsUnavailable(f"triton {version} does not build {variant.name} for {arch}: {error}") from error
+        label = f"ptxas{made.cuda}-triton{version}"
+        described = (variant.name, made.arch, made.entry, tuple(made.parameters), label, interface(), made.log)
+        to.write_bytes(Cubin(*described, made.cubin).to_bytes())
+
+    cubin = _read(cache.obtain(directory / f"{stem}-triton{version}.cubin", build))
+    if newest is not None and cubin.cuda > newest:
+        raise KernelsUnavailable(
+            f"triton {version} builds for CUDA {cubin.cuda} and the driver takes {newest}; update the driver"
+        )
+    return cubin
 
 
 def _read(path: Path) -> Cubin:

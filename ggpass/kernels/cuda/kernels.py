@@ -21,7 +21,7 @@ from ggpass.kernels.cuda.archs import arch_for
 from ggpass.kernels.cuda.choice import Choices
 from ggpass.kernels.cuda.driver import Device, Driver
 from ggpass.kernels.cuda.launch import Kernel
-from ggpass.kernels.cuda.needs import DTYPES, row_variant
+from ggpass.kernels.cuda.needs import DTYPES, ROW_DTYPES
 from ggpass.kernels.cuda.tables import Table, table_of
 from ggpass.kernels.cuda.variants import Launch, Variant
 from ggpass.kernels.remember import Remembered
@@ -105,7 +105,7 @@ class CudaKernels:
         return y
 
     def embedding(self, ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-        """codebook[codes[ids]] · scale[ids]: (L,) int64 -> (L, K) bfloat16 or float16.
+        """codebook[codes[ids]] · scale[ids]: (L,) int64 -> (L, K) bfloat16, float16 or float32.
 
         Ids are looked at on the device, where an error cannot be raised without waiting for it: the row of an id
         outside [0, N) is NaN.
@@ -118,12 +118,12 @@ class CudaKernels:
         if m == 0 or k == 0:
             return y
         table, scale = self._table(codebook, scale)
-        kernel, launch = self._plan("embedding", table.decoder, DTYPES[dtype], m, n, k)
+        kernel, launch = self._plan("embedding", table.decoder, ROW_DTYPES[dtype], m, n, k)
         self._run(kernel, launch, (m, n, k), table, self._codes(codes), scale, codebook, y, ids=ids.long().contiguous())
         return y
 
     def dequantize(self, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-        """codebook[codes] · scale: (N, K) bfloat16 or float16, rounded once.
+        """codebook[codes] · scale: (N, K) bfloat16, float16 or float32, rounded once.
 
         Raises:
             KernelsUnavailable, NotPrepared: as `linear`.
@@ -133,7 +133,7 @@ class CudaKernels:
         if n == 0 or k == 0:
             return y
         table, scale = self._table(codebook, scale)
-        kernel, launch = self._plan("dequantize", table.decoder, DTYPES[dtype], n, n, k)
+        kernel, launch = self._plan("dequantize", table.decoder, ROW_DTYPES[dtype], n, n, k)
         self._run(kernel, launch, (n, n, k), table, self._codes(codes), scale, codebook, y)
         return y
 
@@ -234,7 +234,7 @@ class CudaKernels:
 
     def _choose(self, family: str, decoder: str, dtype: str, m: int, n: int, k: int) -> Variant:
         if family != "linear":
-            return row_variant(family, decoder, dtype, k)
+            return variants.row_variant(family, decoder, dtype, k)
         return self._choices.pick(self._candidates(decoder, dtype, m, n, k), decoder, dtype, m, n, k)
 
     def _candidates(self, decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
@@ -244,7 +244,7 @@ class CudaKernels:
                 f"no kernel for {m} rows of {dtype} and {n} × {k} codes fits the {self.device.shared} bytes of shared "
                 f"memory of {self.device.name}"
             )
-        return found
+        return (*found, *variants.measured_variants(decoder, dtype, m, n, k, self.device.arch))
 
     def _kernel(self, variant: Variant) -> Kernel:
         """The loaded kernel of a variant; a failure is not tried again until another file brings kernels."""
@@ -309,6 +309,7 @@ class CudaKernels:
             # A pointer that the kernel does not follow; it must only be one.
             "bias": (scale if bias is None else bias).data_ptr(),
             "y": y.data_ptr(),
+            "scratch": 0,
             "m": shape[0],
             "n": shape[1],
             "k": shape[2],

@@ -14,7 +14,7 @@ from ggpass.kernels.unavailable import KernelsUnavailable
 
 #: struct's letter for each parameter's type. Native alignment is that of kernel parameters: both follow the C ABI.
 KINDS = {
-    **dict.fromkeys(("x", "codes", "scale", "codebook", "bias", "y", "ids"), "P"),
+    **dict.fromkeys(("x", "codes", "scale", "codebook", "bias", "y", "ids", "scratch"), "P"),
     **dict.fromkeys(("m", "n", "k", "scale_stride", "bias_on"), "i"),
 }
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from ggpass.kernels.cuda import variants
 from ggpass.kernels.cuda.variants import Variant
-from ggpass.kernels.unavailable import KernelsUnavailable
 
-#: Of activations that there are kernels for.
+#: Of activations that there are kernels for, and of what embedding and dequantize write.
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+ROW_DTYPES = {**DTYPES, torch.float32: "float32"}
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,18 @@ class Need:
 def variants_for(needs: Iterable[Need], decoder: str) -> list[Variant]:
     """Every variant that these uses can call, for any number of rows; each once.
 
-    A use in a dtype without kernels needs none.
+    A linear in float32 is dequantized and multiplied in torch; one in any wider dtype needs no kernel.
     """
     found: dict[str, Variant] = {}
     for need in needs:
-        dtype = DTYPES.get(need.dtype)
-        if dtype is None:
-            continue
-        for variant in _of(need.family, decoder, dtype, need.k):
-            found.setdefault(variant.name, variant)
+        family = "dequantize" if need.family == "linear" and need.dtype not in DTYPES else need.family
+        if need.dtype in ROW_DTYPES:
+            for variant in _of(family, decoder, ROW_DTYPES[need.dtype], need.k):
+                found.setdefault(variant.name, variant)
     return list(found.values())
 
 
 def _of(family: str, decoder: str, dtype: str, k: int) -> tuple[Variant, ...]:
     if family == "linear":
         return variants.every_linear(decoder, dtype, k)
-    try:
-        return (row_variant(family, decoder, dtype, k),)
-    except KernelsUnavailable:
-        return ()
-
-
-def row_variant(family: str, decoder: str, dtype: str, k: int) -> Variant:
-    """The variant for "embedding" or "dequantize".
-
-    Raises:
-        KernelsUnavailable: there is none.
-    """
-    find: Callable[..., Variant] | None = getattr(variants, "row_variant", None)
-    if find is None:
-        raise KernelsUnavailable(f"there is no CUDA kernel for {family} in this version; update ggpass")
-    return find(family, decoder, dtype, k)
+    return (variants.row_variant(family, decoder, dtype, k),)
