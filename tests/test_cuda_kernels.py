@@ -233,6 +233,27 @@ def test_load_builds_ahead_and_takes_what_files_carried(gpu: Gpu) -> None:
     assert gpu.stub.modules == len(wanted)
 
 
+def test_where_the_first_choice_cannot_be_had_the_next_is_taken(gpu: Gpu, monkeypatch, caplog) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Triton:
+        name: str = "triton_of_no_version"
+        launch = staticmethod(lambda m, n, k: variants.Launch((1, 1, 1), 32, 0))
+
+    version_of = cubins.cache.version_of
+    monkeypatch.setattr(cubins.cache, "version_of", lambda name: None if name == "triton" else version_of(name))
+    second = variants.every_linear("rf8", "bfloat16", 16)[0]
+    monkeypatch.setattr(variants, "linear_variants", lambda *shape: (Triton(), second))
+    codes, scale, codebook = weight(8, 16)
+    gpu.kernels.linear(torch.ones(2, 16, dtype=BF16), codes, scale, None, codebook)
+    assert gpu.last.name == second.name
+    with caplog.at_level(logging.INFO, logger="ggpass"):
+        assert [cubin.name for cubin in gpu.again().kernels.load([Triton(), second])] == [second.name]
+    assert "left out: kernel triton_of_no_version for sm_90 is not in" in caplog.text
+    monkeypatch.setattr(variants, "linear_variants", lambda *shape: (Triton(),))
+    with pytest.raises(KernelsUnavailable, match="triton is not installed"):
+        gpu.kernels.linear(torch.ones(40, 16, dtype=BF16), codes, scale, None, codebook)
+
+
 def test_tuning_takes_the_fastest_from_then_on_and_in_other_processes(gpu: Gpu, monkeypatch) -> None:
     first, second = variants.every_linear("rf8", "bfloat16", 16)[:2]
     monkeypatch.setattr(variants, "linear_variants", lambda *shape: (first, second))

@@ -207,7 +207,7 @@ def obtain(
     return _read(cache.obtain(path, build))
 
 
-def _obtain_triton(variant: Named, arch: str, newest: int | None, directory: Path) -> Cubin:
+def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path) -> Cubin:
     """The cubin of a kernel of Triton's, which brings its own compiler."""
     stem = f"cuda-{arch}-{variant.name}-{cache.key_of('triton', [*sorted(_TRITON.glob('*.py')), *_described()])}"
     version = cache.version_of("triton")
@@ -261,6 +261,8 @@ def obtain_all(
 ) -> list[Cubin]:
     """`obtain` for each variant, compiling several at a time.
 
+    Triton's kernels are alternatives to others: where one cannot be had it is left out, which is logged.
+
     Raises:
         KernelsUnavailable: as `obtain`.
     """
@@ -271,8 +273,14 @@ def obtain_all(
         with lock:
             return generate(variant)
 
-    def build(variant: Named) -> Cubin:
-        return obtain(variant, arch, newest, directory=directory, generate=one_at_a_time)
+    def build(variant: Named) -> Cubin | None:
+        try:
+            return obtain(variant, arch, newest, directory=directory, generate=one_at_a_time)
+        except KernelsUnavailable as error:
+            if not variant.name.startswith("triton_"):
+                raise
+            logger.info("left out: %s", error)
+            return None
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), "ggpass-nvcc") as pool:
-        return list(pool.map(build, variants))
+        return [cubin for cubin in pool.map(build, variants) if cubin is not None]

@@ -138,7 +138,7 @@ class CudaKernels:
         return y
 
     def load(self, wanted: Sequence[Variant]) -> list[cubins.Cubin]:
-        """Build and load variants ahead of their first call, several at a time.
+        """Build and load variants ahead of their first call, several at a time; see `cubins.obtain_all`.
 
         Raises:
             KernelsUnavailable: one cannot be had.
@@ -146,8 +146,10 @@ class CudaKernels:
         newest, capability = self._driver.version[0], self.device.capability
         missing = [v for v in wanted if carried.CARRIED.find(v.name, capability, newest) is None]
         arch = arch_for(capability)
-        cubins.obtain_all(missing, arch, newest, directory=self._directory, generate=self._generate)
-        return [self._kernel(variant).cubin for variant in wanted]
+        built = cubins.obtain_all(missing, arch, newest, directory=self._directory, generate=self._generate)
+        there = {cubin.name for cubin in built}
+        left_out = {variant.name for variant in missing if variant.name not in there}
+        return [self._kernel(variant).cubin for variant in wanted if variant.name not in left_out]
 
     def tune(
         self,
@@ -223,19 +225,32 @@ class CudaKernels:
         plan = self._plans.get(key)
         if plan is None:
             with self._lock:
-                variant = self._choose(family, decoder, dtype, m, n, k)
-                kernel, launch = self._kernel(variant), variant.launch(m, n, k)
-                kernel.prepare(launch)
-                plan = kernel, launch
+                plan = self._first_there(self._ordered(family, decoder, dtype, m, n, k), m, n, k)
                 if len(self._plans) >= _MOST_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
         return plan
 
-    def _choose(self, family: str, decoder: str, dtype: str, m: int, n: int, k: int) -> Variant:
+    def _ordered(self, family: str, decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
+        """The variants that compute this, the one to take first."""
         if family != "linear":
-            return variants.row_variant(family, decoder, dtype, k)
-        return self._choices.pick(self._candidates(decoder, dtype, m, n, k), decoder, dtype, m, n, k)
+            return (variants.row_variant(family, decoder, dtype, k),)
+        found = self._candidates(decoder, dtype, m, n, k)
+        chosen = self._choices.pick(found, decoder, dtype, m, n, k)
+        return (chosen, *(variant for variant in found if variant is not chosen))
+
+    def _first_there(self, ordered: Sequence[Variant], m: int, n: int, k: int) -> tuple[Kernel, Launch]:
+        """The first that can be had: some need a compiler of their own."""
+        reasons = []
+        for variant in ordered:
+            try:
+                kernel, launch = self._kernel(variant), variant.launch(m, n, k)
+                kernel.prepare(launch)
+            except KernelsUnavailable as error:
+                reasons.append(error)
+            else:
+                return kernel, launch
+        raise reasons[0]
 
     def _candidates(self, decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
         found = variants.linear_variants(decoder, dtype, m, n, k, self.device.shared)
