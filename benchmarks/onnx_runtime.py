@@ -4,7 +4,8 @@
     python benchmarks/onnx_runtime.py --threads 1 --rounds 5 --no-transformer
 
 Two models: a chain of 4096×4096 layers, larger than any cache, and a BERT of 12 layers. Rounds are interleaved over the
-files; a figure is the median over rounds of one run's milliseconds, and its ratio that of float32 in the same round.
+files; in each, a file runs once after a pause, and then some times back to back, as a decoding loop does. A figure is
+the median over rounds of a run's milliseconds, and its ratio that of float32 in the same round.
 Then the memory of one process that opens and runs a file. Writes a table, `onnx.json` and `onnx.png` to `out/`.
 """
 
@@ -41,8 +42,11 @@ NBITS = "MatMulNBits 8, level 4"
 #: Seconds between runs: the threads of a session spin on for a while, and would take a core from the next.
 PAUSE = 0.05
 
-#: Runs of the slowest variant, after the first.
+#: Rounds of the slowest variant, after the first.
 SLOW_ROUNDS = 1
+
+#: Runs back to back, after the one that follows a pause; the slowest variant, which takes much longer, has one.
+REPEATS = 4
 
 console = Console(width=None if Console().is_terminal else 160)
 
@@ -127,28 +131,36 @@ def feed_of(session: onnxruntime.InferenceSession, m: int) -> dict[str, Any]:
     return feed
 
 
+def milliseconds(session: onnxruntime.InferenceSession, feed: dict[str, Any]) -> float:
+    """Of one run."""
+    start = time.perf_counter()
+    session.run(None, feed)
+    return (time.perf_counter() - start) * 1e3
+
+
 def timings(files: dict[str, Path], ms: list[int], threads: int, rounds: int, model: str) -> list[dict[str, Any]]:
-    """Rows of {model, threads, m, variant, ms, ratio}."""
+    """Rows of {model, threads, m, variant, ms, ratio} back to back, and {after_pause_ms, after_pause_ratio}."""
     sessions = {name: open_session(name, path, threads) for name, path in files.items()}
     rows = []
     for m in ms:
         times: dict[str, list[float]] = {name: [] for name in sessions}
+        after_pause: dict[str, list[float]] = {name: [] for name in sessions}
         feeds = {name: feed_of(session, m) for name, session in sessions.items()}
         for turn in range(rounds + 1):
             for name, session in sessions.items():
                 if name == LOWMEM and turn > SLOW_ROUNDS:
                     continue
-                start = time.perf_counter()
-                session.run(None, feeds[name])
+                taken = [milliseconds(session, feeds[name]) for _ in range(2 if name == LOWMEM else 1 + REPEATS)]
                 if turn:  # the first round pages the weights in
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                    after_pause[name].append(taken[0])
+                    times[name].append(statistics.median(taken[1:]))
                 time.sleep(PAUSE)
-        for name, taken in times.items():
-            ratio = statistics.median(a / b for a, b in zip(times[FLOAT32], taken))
-            rows.append(
-                {"model": model, "threads": threads, "m": m, "variant": name}
-                | {"ms": statistics.median(taken), "ratio": ratio}
-            )
+        for name in sessions:
+            row: dict[str, Any] = {"model": model, "threads": threads, "m": m, "variant": name}
+            for prefix, kind in (("", times), ("after_pause_", after_pause)):
+                row[f"{prefix}ms"] = statistics.median(kind[name])
+                row[f"{prefix}ratio"] = statistics.median(a / b for a, b in zip(kind[FLOAT32], kind[name]))
+            rows.append(row)
     return rows
 
 
@@ -196,14 +208,17 @@ def memory(files: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]], files: dict[str, Path], model: str) -> None:
     """One line for each variant, a column for each thread count and M."""
     columns = list(dict.fromkeys((r["threads"], r["m"]) for r in rows))
-    table = Table(title=f"{model}: ms a run, and speed relative to float32 in the same round")
+    title = "ms a run back to back, speed relative to float32 in that round (after a pause)"
+    table = Table(title=f"{model}: {title}")
     table.add_column("")
     table.add_column("MB", justify="right")
     for threads, m in columns:
         table.add_column(f"{threads} thread{'s' * (threads > 1)}, M = {m}", justify="right")
     for name, path in files.items():
         data = path.with_name(f"{path.name}.data")
-        cells = [f"{r['ms']:.2f}  {r['ratio']:.2f}×" for r in rows if r["variant"] == name]
+        cells = [
+            f"{r['ms']:.2f}  {r['ratio']:.2f}× ({r['after_pause_ratio']:.2f})" for r in rows if r["variant"] == name
+        ]
         table.add_row(name, f"{data.stat().st_size / 1e6:.0f}", *cells)
     console.print(table)
 
