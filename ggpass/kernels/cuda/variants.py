@@ -180,6 +180,38 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class Triton:
+    """y = x · wᵀ by Triton, for N and K that 16 divides; only where it is measured to be faster, see `tune`.
+
+    Attributes:
+        rows: of x in a block.
+        columns: rows of codes in a block.
+    """
+
+    dtype: str
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+    family = "triton"
+    decoder = "rf8"
+    depth = 64
+    together = tiling.TOGETHER
+    #: Where it reaches instructions that TVM's kernels do not.
+    ARCHS = ("sm_90", "sm_100")
+
+    @property
+    def name(self) -> str:
+        return f"triton_m{self.rows}_n{self.columns}_w{self.warps}_s{self.stages}_rf8_{self.dtype}"
+
+    def launch(self, m: int, n: int, k: int) -> Launch:
+        """The launch; Triton keeps `stages` steps of x, one less of codes, and barriers, in shared memory."""
+        shared = self.depth * (self.stages * self.rows * 2 + (self.stages - 1) * self.columns) + 1024
+        return Launch((ceil_div(m, self.rows) * ceil_div(n, self.columns), 1, 1), self.warps * WARP, shared)
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of codes decoded, scaled and rounded: "embedding", those that ids name, or "dequantize", all; see
     `rows_geometry`.
@@ -219,6 +251,9 @@ _SMALL = {8: (2, 8, 4), 16: (4, 8, 3), 32: (4, 4, 3), 64: (4, 4, 2)}
 #: Blockings of `Gemm`: rows of x, warps side by side, groups, stages. The first leaves room for a second block beside
 #: it; the second has as many warps in one block, for outputs that give each multiprocessor one; the third is for less.
 _WIDE, _DEEP, _NARROW = (128, 4, 1, 3), (128, 4, 2, 3), (64, 2, 2, 3)
+#: Blockings of `Triton`: rows of x, rows of codes, warps, stages. The second is for fewer rows of x, and two of its
+#: blocks run side by side.
+_TRITON = ((256, 128, 8, 4), (128, 128, 8, 4))
 #: Shared memory that a block may have on every architecture: sm_86 and sm_89 have the least.
 LEAST_SHARED = 99 << 10
 #: Multiprocessors of a large GPU, for guesses.
@@ -277,6 +312,13 @@ def _by_guess(m: int, n: int) -> tuple[tuple[int, int, int, int], ...]:
     if blocks >= 2 * _MULTIPROCESSORS:
         return _WIDE, _DEEP, _NARROW
     return (_DEEP, _WIDE, _NARROW) if 2 * blocks >= _MULTIPROCESSORS else (_NARROW, _DEEP, _WIDE)
+
+
+def measured_variants(decoder: str, dtype: str, m: int, n: int, k: int, arch: str) -> tuple[Variant, ...]:
+    """More variants for a shape on one architecture: they need Triton, and are taken only where `tune` says so."""
+    if arch not in Triton.ARCHS or decoder != "rf8" or n % CHUNK or k % CHUNK or m <= max(_SMALL):
+        return ()
+    return tuple(Triton(dtype, *blocking) for blocking in _TRITON)
 
 
 def every_linear(decoder: str, dtype: str, k: int) -> tuple[Variant, ...]:
