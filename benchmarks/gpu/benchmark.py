@@ -146,7 +146,10 @@ def sanitize() -> int:
 
 def check(kernels: CudaKernels, few: bool) -> list[str]:
     """What is wrong with the results, printed."""
-    wrong = check_linear(kernels, few) + check_rows(kernels)
+    wrong, missing = check_linear(kernels, few)
+    wrong += check_rows(kernels)
+    for line in dict.fromkeys(missing):
+        console.print(f"not built: {line}", markup=False)
     for line in wrong[:20]:
         console.print(f"WRONG {line}", markup=False)
     console.print(f"results against float64: {f'{len(wrong)} wrong' if wrong else 'all within the bound'}")
