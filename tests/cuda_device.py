@@ -18,7 +18,7 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.f
 
 LINEAR = ("x", "codes", "scale", "codebook", "bias", "y", "m", "n", "k", "scale_stride", "bias_on")
 EMBEDDING = ("ids", "codes", "scale", "codebook", "y", "m", "n", "k", "scale_stride")
-DEQUANTIZE = ("codes", "scale", "codebook", "y", "n", "k", "scale_stride")
+DEQUANTIZE = ("codes", "scale", "codebook", "y", "m", "k", "scale_stride")
 PARAMETERS = {"small": LINEAR, "gemm": LINEAR, "embedding": EMBEDDING, "dequantize": DEQUANTIZE}
 
 
@@ -72,7 +72,8 @@ def compute(launch: Launched) -> None:
     """What a kernel of this name computes, in float64; alignment and strides are what kernels rely on."""
     values = launch.values(parameters_of(launch.name))
     dtype = next(kind for name, kind in DTYPES.items() if name in launch.name)
-    n, k, m = values["n"], values["k"], values.get("m", values["n"])
+    m, k = values["m"], values["k"]
+    n = values.get("n", m)
     for name in ("x", "codes", "y"):
         assert values.get(name, 0) % 16 == 0, f"{name} lies at {values[name]:#x}"
     codes = array(values["codes"], (n, k), np.uint8)

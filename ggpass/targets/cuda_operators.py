@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ggpass import ops
 from ggpass.errors import InputError
+from ggpass.kernels.unavailable import KernelsUnavailable
 
 if TYPE_CHECKING:
     from ggpass.kernels.cuda.kernels import CudaKernels
@@ -38,7 +39,6 @@ def kernels_on(index: int) -> "CudaKernels | str":
     # Imported at the first use: loading the driver is no part of `import ggpass`.
     from ggpass.kernels.cuda.driver import DriverError, open_driver
     from ggpass.kernels.cuda.kernels import CudaKernels
-    from ggpass.kernels.unavailable import KernelsUnavailable
 
     try:
         driver = open_driver()
@@ -53,17 +53,30 @@ def kernels_on(index: int) -> "CudaKernels | str":
 
 def _kernels(codes: Tensor, **others: Tensor | None) -> "CudaKernels | None":
     """The kernels of the GPU that the codes are on; None where the reference must do, which is logged once."""
+    device = codes.device
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != codes.device:
+        if tensor is not None and tensor.device != device:
             raise InputError(
-                f"the {name} is on {tensor.device} and the weight on {codes.device}; move both to one device, as with "
-                f"x.to({str(codes.device)!r}) or model.to({str(tensor.device)!r})"
+                f"the {name} is on {tensor.device} and the weight on {device}; move both to one device, as with "
+                f"x.to({str(device)!r}) or model.to({str(tensor.device)!r})"
             )
-    found = kernels_on(codes.device.index)
+    found = kernels_on(device.index)
     if isinstance(found, str):
-        _say_once(f"{codes.device} computes with the torch reference, several times slower: {found}")
+        _say_once(f"{device} computes with the torch reference, several times slower: {found}")
         return None
     return found
+
+
+def _fit(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor) -> bool:
+    """Whether the operands of `linear` fit: in a microsecond what `ops.check_linear` says in ten, with its reasons."""
+    n, k = codes.shape if codes.dim() == 2 else (-1, -1)
+    return (
+        x.dim() >= 1
+        and x.shape[-1] == k
+        and codes.dtype is torch.uint8
+        and scale.shape in ((n,), (1,))
+        and codebook.shape == (256,)
+    )
 
 
 def _without(device: torch.device, error: Exception) -> None:
@@ -71,21 +84,15 @@ def _without(device: torch.device, error: Exception) -> None:
 
 
 def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Tensor | None) -> Tensor:
-    from ggpass.kernels.unavailable import KernelsUnavailable
-
     kernels = _kernels(codes, input=x, scale=scale, codebook=codebook, bias=bias)
-    if kernels is not None and x.dtype in KERNEL_DTYPES:
+    if not _fit(x, codes, scale, codebook):
         ops.check_linear(x, codes, scale, codebook)
-        rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
+    if kernels is not None and x.dtype in KERNEL_DTYPES:
         try:
-            y = kernels.linear(rows, codes, scale, bias, codebook)
+            return kernels.linear(x, codes, scale, bias, codebook)
         except KernelsUnavailable as error:
             _without(codes.device, error)
-        else:
-            # Not `view`: autograd forbids in-place operators on what a custom operator returns as a view.
-            return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], codes.shape[0]])
     elif kernels is not None and x.dtype is torch.float32:
-        ops.check_linear(x, codes, scale, codebook)
         _say_once(float_note(x.dtype))
         weight = _dequantize(codes, scale, codebook, x.dtype)
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.float().expand(codes.shape[0]))
@@ -93,8 +100,6 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Ten
 
 
 def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-    from ggpass.kernels.unavailable import KernelsUnavailable
-
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"embedding ids are int64 or int32, not {ids.dtype}")
     kernels = _kernels(codes, input=ids, scale=scale, codebook=codebook)
@@ -104,13 +109,12 @@ def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtyp
         except KernelsUnavailable as error:
             _without(codes.device, error)
         else:
+            # Not `view`: autograd forbids in-place operators on what a custom operator returns as a view.
             return torch.ops.aten._unsafe_view(rows, [*ids.shape, codes.shape[1]])
     return ops.reference_embedding(ids, codes, scale, codebook, dtype)
 
 
 def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-    from ggpass.kernels.unavailable import KernelsUnavailable
-
     kernels = _kernels(codes, scale=scale, codebook=codebook)
     if kernels is not None and dtype in ROW_DTYPES:
         try:

@@ -94,6 +94,17 @@ class Device:
         return f"the kernels need {name_of(OLDEST)} or newer, and this is {self.name} ({self.arch})"
 
 
+class _Current(threading.local):
+    """One thread's room for its current context, made once: launches are many."""
+
+    def __init__(self) -> None:
+        self.context = c_void_p()
+        self.reference = ctypes.byref(self.context)
+
+
+_current = _Current()
+
+
 class Driver:
     """The loaded driver. Any thread may call.
 
@@ -223,10 +234,10 @@ class Driver:
         Raises:
             DriverError: the launch was refused. What goes wrong on the device is told by a later call, as with torch.
         """
-        current = c_void_p()
-        self._current(ctypes.byref(current))
+        mine: Any = _current
+        self._current(mine.reference)
         # Torch makes a context current on a thread only when it first calls the runtime there.
-        if current.value != context:
+        if mine.context.value != context:
             with self.entered(context):
                 code = self._launch(function, *grid, block, 1, 1, shared, stream, None, extra)
         else:

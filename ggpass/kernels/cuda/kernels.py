@@ -78,29 +78,31 @@ class CudaKernels:
         """(x @ codebook[codes]ᵀ) · scale + bias, sums in float32.
 
         Args:
-            x: (M, K) bfloat16 or float16; copied where it is not contiguous or its address no multiple of 16.
+            x: (…, K) bfloat16 or float16; copied where it is not contiguous or its address no multiple of 16.
             codes: (N, K) uint8, canonical; likewise.
             scale: (N,) or (1,) float32.
             bias: (N,) or (1,) floating, or None.
             codebook: (256,) float32.
 
         Returns:
-            (M, N) of x's dtype.
+            (…, N) of x's dtype, no view of anything.
 
         Raises:
             KernelsUnavailable: the kernel for this shape cannot be had.
             NotPrepared: a graph is being captured, and this shape was never run before.
         """
-        (m, k), n = x.shape, codes.shape[0]
-        if m == 0 or n == 0 or k == 0:
-            y = x.new_zeros(m, n)
+        n, k = codes.shape
+        shape = (*x.shape[:-1], n)
+        if n == 0 or x.numel() == 0:
+            y = x.new_zeros(shape)
             return y if bias is None else y + bias.to(x.dtype)
+        m = x.numel() // k
         table, scale = self._table(codebook, scale)
         kernel, launch = self._plan("linear", table.decoder, DTYPES[x.dtype], m, n, k)
         x, codes = aligned(x), self._codes(codes)
         if bias is not None:
             bias = bias.to(torch.float32).expand(n).contiguous()
-        y = torch.empty((m, n), dtype=x.dtype, device=x.device)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device)
         self._run(kernel, launch, (m, n, k), table, codes, scale, codebook, y, x=x, bias=bias)
         return y
 
