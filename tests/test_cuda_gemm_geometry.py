@@ -132,7 +132,7 @@ def test_each_code_is_decoded_once(variant: Rows, m: int, k: int) -> None:
     index = rows_geometry.unit_index(block, part, thread).reshape(-1)
     counts = np.zeros((m, k), np.int64)
     for panel in range(panels):
-        there = rows_geometry.exists(index, panel, units, m) != 0
+        there = rows_geometry.exists(index, panel, units, m)
         row = rows_geometry.row_of_unit(index[there], panel, units)
         start = rows_geometry.start_of_unit(index[there], units, variant.unit)
         for i in range(variant.unit):

@@ -11,8 +11,8 @@ from ggpass.kernels.cuda.geometry import Number
 
 THREADS = 128
 PARTS = 4
-#: Rows of one value of blockIdx.y, so that an index of a unit among them has 32 bits.
-PANEL = 1024
+#: Rows of one value of blockIdx.y, so that an index of a unit among them has 32 bits. Their units fill whole blocks.
+PANEL = 2 * PARTS * THREADS
 #: Values of blockIdx.y that a grid can have.
 MOST_PANELS = 65535
 
@@ -33,5 +33,5 @@ def start_of_unit(index: Number, units: Number, size: int) -> Number:
 
 
 def exists(index: Number, panel: Number, units: Number, rows: Number) -> Number:
-    """Does the unit lie in the panel, and its row in the output?"""
-    return (index // units < PANEL) * (row_of_unit(index, panel, units) < rows)
+    """Does the output have the unit's row? Only the last panel's may not be there."""
+    return row_of_unit(index, panel, units) < rows

@@ -67,7 +67,7 @@ def rows_kernel(variant: Rows):
         row, start = tiling.row_of_unit(index, panel, units), tiling.start_of_unit(index, units, unit)
         row, start = T.bind(row), T.bind(start)
         there = T.bind(tiling.exists(index, panel, units, rows))
-        with T.If(there != 0), T.Then():
+        with T.If(there), T.Then():
             at, known = source_row(ids, row, n)
             address = T.address_of(codes[T.cast(at, "int64") * k + start])
             T.evaluate(device.load(T.address_of(loaded[part * words]), address, unit, T.cast(known, "int32")))
@@ -88,7 +88,7 @@ def rows_kernel(variant: Rows):
         of_row = (block, panel, thread, rows, n, k, scale_stride)
         parts = [part_of(ids, codes, scale, loaded, factors, part, *of_row) for part in range(PARTS)]
         for part, (there, at) in enumerate(parts):
-            with T.If(there != 0), T.Then():
+            with T.If(there), T.Then():
                 decoded = []
                 for word in range(words):
                     code = values(weights, shared, table, loaded[part * words + word], thread)
