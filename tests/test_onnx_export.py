@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import assert_rejects_corruption, assert_within
-from onnx_runs import WAYS, check, onnx, onnxruntime
+from onnx_runs import WAYS, check, onnx, onnxruntime, session
 from real_models import load_minilm
 from torch import Tensor, nn
 
@@ -212,6 +212,20 @@ def test_without_a_fallback_the_file_needs_the_library(tmp_path: Path) -> None:
     assert not onnx.load(path).functions
     with pytest.raises(Exception, match="RF8MatMul"):
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_a_later_version_of_an_operator_is_refused_in_words_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "later.onnx"
+    ggpass.export_onnx(Tied().eval(), (torch.randint(0, 60, (1, 5)),), path)
+    model = onnx.load(path)
+    ours = [node for node in model.graph.node if node.domain == "ai.ggpass"]
+    versions = [a for node in ours for a in node.attribute if a.name == "op_version"]
+    assert len(versions) == len(ours) > 3
+    assert {a.i for a in versions} == {1}
+    versions[-1].i = 2
+    onnx.save(model, path)
+    with pytest.raises(Exception, match="asks for version 2 of the operator and this library runs version 1; upgrade"):
+        session(path)
 
 
 def test_weights_that_stay_float_stay_float_in_the_file(tmp_path: Path) -> None:

@@ -19,14 +19,20 @@ SMALL = 1024
 
 
 def attach_functions(model: ir.Model, fallback: Fallback | None) -> None:
-    """Give the model the bodies of the `ai.ggpass` operators in it, or none.
+    """Give the model the bodies of the `ai.ggpass` operators in it, or none, and every one its version.
+
+    The version stands in an attribute because ONNX Runtime shows a library no domain's version: so an older library
+    can say what it lacks, in any language.
 
     Raises:
         InputError: an opset that the bodies cannot be written in.
     """
-    used = {node.op_type for graph in model.graphs() for node in graph if node.domain == DOMAIN}
-    if not used:
+    nodes = [node for graph in model.graphs() for node in graph if node.domain == DOMAIN]
+    if not nodes:
         return
+    for node in nodes:
+        node.attributes.add(ir.AttrInt64("op_version", VERSION))
+    used = {node.op_type for node in nodes}
     model.opset_imports[DOMAIN] = VERSION
     if fallback is None:
         return

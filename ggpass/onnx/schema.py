@@ -41,6 +41,9 @@ _INT, _INTS = _OpSchema.AttrType.INT, _OpSchema.AttrType.INTS
 _TO = _OpSchema.Attribute(
     "to", onnx.helper.make_attribute("to", TensorProto.FLOAT), "ONNX type of the result: 1 float, 10 float16."
 )
+_OP_VERSION = _OpSchema.Attribute(
+    "op_version", onnx.helper.make_attribute("op_version", 1), "The operator's version, for a library to see."
+)
 #: As in ONNX's own Conv, but for `kernel_shape`, which flattened codes no longer tell and which is therefore required.
 _CONV = [
     _OpSchema.Attribute("kernel_shape", _INTS, "The spatial shape of the kernel.", required=True),
@@ -186,7 +189,7 @@ def _schema(prefix: str, operation: str) -> _OpSchema:
         inputs=inputs,
         outputs=[_Parameter("y", result, "The result.")],
         type_constraints=[(name, _TYPES[name], _TYPE_DOCS[name]) for name in used],
-        attributes=attributes,
+        attributes=[*attributes, _OP_VERSION],
     )
     schema.set_type_and_shape_inference_function(lambda ctx: infer(ctx, bias))
     return schema

@@ -8,7 +8,7 @@ namespace {
 
 using R = Role;
 
-// The version of the operators that this library runs; a node says a later one in its attribute `op_version`, since
+// The version of the operators that this library runs; a node says its own in its attribute `op_version`, since
 // ONNX Runtime shows a library neither the version of the domain nor lets it register two of them.
 constexpr int64_t kVersion = 1;
 
