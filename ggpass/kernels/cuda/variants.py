@@ -301,10 +301,11 @@ def linear_variants(
         ValueError: a decoder or a dtype that there is no kernel for.
     """
     kind = _kind(decoder, dtype, k)
-    small = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows][:1]
+    small = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows]
     gemms = [Gemm(*kind, *blocking) for blocking in _by_guess(m, n) if m > ROWS_A]
-    found: tuple[Variant, ...] = (*small, *gemms)
-    return tuple(variant for variant in found if variant.launch(m, n, k).shared <= shared)
+    fitting = [variant for variant in small if variant.launch(m, n, k).shared <= shared]
+    # Of the small ones the least: it wastes the fewest rows, and where it does not fit the next one may.
+    return (*fitting[:1], *(variant for variant in gemms if variant.launch(m, n, k).shared <= shared))
 
 
 def _by_guess(m: int, n: int) -> tuple[tuple[int, int, int, int], ...]:
