@@ -19,13 +19,19 @@ FORMATS: dict[str, tuple[Format, ...]] = {"rf8": (RF8,), "table": (INT8, E4M3)}
 
 @dataclass(frozen=True)
 class Linear:
-    """One product: x (m, k), codes (n, k), scale (n,) or (1,), bias (n,) or None."""
+    """One product: x (m, k), codes (n, k), scale (n,) or (1,), bias (n,) or None.
+
+    Attributes:
+        by_unit: whether weights are multiples of a unit that went into the scale, as operators take int8: then they
+            are exact in every dtype, for one rounding of the scale and one of the codebook's value more.
+    """
 
     format: Format
     x: Tensor
     codes: Tensor
     scale: Tensor
     bias: Tensor | None
+    by_unit: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -35,7 +41,8 @@ class Linear:
     @property
     def weights(self) -> Tensor:
         """(n, k) float64: codebook values, rounded to x's dtype where they are not exact in it."""
-        return self.format.codebook[self.codes.long()].to(self.x.dtype).double()
+        values = self.format.codebook[self.codes.long()]
+        return (values if self.by_unit else values.to(self.x.dtype)).double()
 
     @property
     def expected(self) -> Tensor:
@@ -51,7 +58,9 @@ class Linear:
         brings u: 17 · 2u for 16 additions, 2.125 times the bound of `dot_bound` (Fasi, Higham, Mikaitis, Pranesh,
         Numerical behavior of NVIDIA tensor cores, 2021).
         """
-        accumulated = dot_bound(self.x, self.weights, self.scale, self.bias) * (2.125 if chopped else 1)
+        roundings = self.shape[2] + 3
+        factor = (2.125 if chopped else 1) * (roundings + 2 * self.by_unit) / roundings
+        accumulated = dot_bound(self.x, self.weights, self.scale, self.bias) * factor
         info = torch.finfo(self.x.dtype)
         # One rounding, to nearest; half a unit in the last place of a subnormal number is 2^-25 in float16.
         return accumulated + info.eps / 2 * (self.expected.abs() + accumulated + info.tiny)
@@ -70,19 +79,28 @@ def valid_codes(format: Format) -> Tensor:
     return torch.arange(256)[torch.isfinite(format.codebook)].to(torch.uint8)
 
 
-def random_codes(format: Format, *shape: int) -> Tensor:
-    """Codes of any value that the format has."""
+def random_codes(format: Format, *shape: int, canonical: bool = False) -> Tensor:
+    """Codes of any value that the format has; `canonical` ones are what the operators take."""
     valid = valid_codes(format)
-    return valid[torch.randint(len(valid), shape)]
+    codes = valid[torch.randint(len(valid), shape)]
+    return format.canonicalize(codes) if canonical else codes
 
 
 def random_linear(
-    format: Format, dtype: torch.dtype, m: int, n: int, k: int, *, one_scale: bool = False, bias: bool = True
+    format: Format,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    one_scale: bool = False,
+    bias: bool = True,
+    canonical: bool = False,
 ) -> Linear:
     """Gaussian x, scales between 1/2 and 3/2."""
     scale = torch.rand(1 if one_scale else n) + 0.5
     shift = torch.randn(n) if bias else None
-    return Linear(format, torch.randn(m, k).to(dtype), random_codes(format, n, k), scale, shift)
+    return Linear(format, torch.randn(m, k).to(dtype), random_codes(format, n, k, canonical=canonical), scale, shift)
 
 
 #: Widths that 16 codes divide, and others; no multiple of any step in either.
