@@ -173,8 +173,8 @@ PLANS = {
         targets=(1.0,),
         controlled={"lr": 2e-4, "step": 2**-5},
         # Its evaluation takes as long as a seventh of its training.
-        steps=tuple(2.0**-e for e in (4.25, 4.5, 4.75, 5, 5.5)),
-        spreads=(0.5,),
+        steps=tuple(2.0**-e for e in (4.25, 4.75, 5.5, 7, 9)),
+        spreads=(0.0, 0.5),
         tables="each",
     ),
 }

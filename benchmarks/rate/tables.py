@@ -54,6 +54,8 @@ def _table(task: Task, plan: Plan, settings: list[Setting]) -> str:
     ]
     bits: dict[str, float] = {}
     for method in plan.settings:
+        if not any(setting.method == method for setting in settings):
+            continue  # not run yet
         best = fewest_bits(settings, method, least["test"], "test")
         blind = fewest_bits(settings, method, least["held_out"], "held_out")
         second = "none"
