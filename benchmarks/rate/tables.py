@@ -131,13 +131,14 @@ def _plot(task: Task, plan: Plan, settings: list[Setting], control: list[Result]
                 linewidth=1.2,
                 label=METHODS[method],
             )
-    led = [(run["rate"]["bits"], scale * p[4]) for run in control for p in run["points"] if p[0]]
+    least = thresholds(task, settings)["test"]
+    below = 0.02 if task.measure == "accuracy" else 0.1
+    scores = [(run["rate"]["bits"], p[4]) for run in control for p in run["points"] if p[0]]
+    led = [(bits, scale * score) for bits, score in scores if score > least - below]
     if led:
         axes.plot(*zip(*led), "k*", markersize=8, label="BackSlash led to a target (one seed)")
-    least = thresholds(task, settings)["test"]
     axes.axhline(scale * least, color="0.4", linestyle="--", linewidth=1, label="equal to tuned AdamW")
     best = max(statistics.fmean(s.test) for s in settings)
-    below = 0.02 if task.measure == "accuracy" else 0.1
     axes.set_ylim(scale * (least - below), scale * (best + below / 3))
     shown = [bits for method in plan.settings for bits, score, _ in frontier(settings, method) if score > least - below]
     axes.set_xlim(0, max(shown, default=8) + 0.2)
@@ -145,6 +146,6 @@ def _plot(task: Task, plan: Plan, settings: list[Setting], control: list[Result]
     axes.set_ylabel(f"test {task.measure}" + (" (%)" if scale == 100 else " (nats a byte)"))
     axes.set_title(f"{task.name}: mean ± standard error of {_seeds(tuned_adamw(settings))}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best", fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
