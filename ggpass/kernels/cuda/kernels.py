@@ -100,7 +100,7 @@ class CudaKernels:
         table, scale = self._table(codebook, scale)
         kernel, launch = self._plan("linear", table.decoder, DTYPES[x.dtype], m, n, k)
         x, codes = aligned(x), self._codes(codes)
-        if bias is not None:
+        if bias is not None and not (bias.dtype is torch.float32 and bias.shape[0] == n and bias.is_contiguous()):
             bias = bias.to(torch.float32).expand(n).contiguous()
         y = torch.empty(shape, dtype=x.dtype, device=x.device)
         self._run(kernel, launch, (m, n, k), table, codes, scale, codebook, y, x=x, bias=bias)
