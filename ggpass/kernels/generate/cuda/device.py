@@ -142,6 +142,13 @@ __device__ __forceinline__ void ggp_copy(void* to, const void* from, int count) 
 }
 """
 
+# Offsets of 32 bits within a block, from an address of 64 that the block shares.
+_AT = """\
+__device__ __forceinline__ const void* ggp_at_{size}(const void* base, int index) {{
+  return (const uchar*)base + (int64_t)index * {size};
+}}
+"""
+
 _STORE = """\
 __device__ __forceinline__ void ggp_store(void* to, const void* from) {
   struct alignas(16) Unit { uint words[4]; };
@@ -233,6 +240,10 @@ class Device:
     def copy(self, to, address, count):
         """Begin to copy 16 bytes to shared memory; those beyond `count` become zero."""
         return T.cuda.func_call("ggp_copy", to, address, count, source_code=_COPY if self.aligned else _COPY_BYTES)
+
+    def at(self, base, index, size: int):
+        """The address of element `index`, of `size` bytes, from `base`."""
+        return T.cuda.func_call(f"ggp_at_{size}", base, index, source_code=_AT.format(size=size), return_type="handle")
 
     def load(self, out, address, count: int, known):
         """`count` codes, 1, 4 or 8, as words; zeros where `known` is 0."""

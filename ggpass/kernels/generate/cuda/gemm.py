@@ -20,6 +20,11 @@ def gemm_kernel(variant: Gemm):
 
     Copies run `stages` - 1 steps ahead of the products, with one barrier a step: it says both that the step's copies
     have come and that everybody has left the place that the next copies fill.
+
+    For 64 of k a warp with 128 rows of x issues, in the machine code of sm_80 to sm_100, 128 tensor-core instructions
+    among 520 to 570, some 270 of them to decode 2048 codes, and 36 loads from shared memory; nothing is spilled. On
+    sm_80 the former take 1024 cycles of a scheduler's tensor core, the latter 530 of its integer unit: decoding hides
+    behind the products. With 64 rows of x it takes as long as they do.
     """
     device = Device(variant.dtype, variant.aligned)
     rows, columns, groups, stages, threads = (
@@ -32,16 +37,18 @@ def gemm_kernel(variant: Gemm):
         return (stage * groups + group) * variant.group_words
 
     def copy_rows(shared, source, i, thread, first, limit, k, units: int, offset: int, block_rows: int):
-        """Begin the copies of the block's i-th step of x or of the codes; rows beyond `limit` and k become zero."""
+        """Begin the copies of the block's i-th step of x or of the codes; rows beyond `limit` and k become zero.
+
+        Places are counted from the block's first row, `source`: with 64 bits each they would take registers in pairs.
+        """
         size, word = (UNIT_X, tiling.x_word) if units == X_UNITS else (CHUNK, tiling.code_word)
         for part in range(block_rows * units * groups // threads):
             place_of_row, group, unit = map(T.bind, tiling.copied_unit(part * threads + thread, units, block_rows))
             row = T.bind(place_of_row if units == X_UNITS else tiling.neighbours(place_of_row))
             start = T.bind(tiling.k_of_unit(i, group, unit, groups, size))
             to = shared[place(i % stages, group) + offset + word(row, unit)]
-            address = source[T.cast(first + row, "int64") * k + start]
             count = geometry.inside(first + row, limit, start, k) * (CHUNK // size)
-            T.evaluate(device.copy(T.address_of(to), T.address_of(address), count))
+            T.evaluate(device.copy(T.address_of(to), device.at(source, row * k + start, CHUNK // size), count))
 
     def copy_step(shared, codes, x, i, thread, first_row, first_column, m, n, k):
         copy_rows(shared, x, i, thread, first_row, m, k, X_UNITS, 0, rows)
@@ -141,12 +148,14 @@ def gemm_kernel(variant: Gemm):
         )  # fmt: skip
         warp, lane = T.bind(thread // WARP), T.bind(thread % WARP)
         group, column_warp = T.bind(warp // variant.column_warps), T.bind(warp % variant.column_warps)
+        codes_from = T.bind(T.address_of(codes[T.cast(first_column, "int64") * k]))
+        x_from = T.bind(T.address_of(x[T.cast(first_row, "int64") * k]))
         for i in range(stages - 1):
-            copy_step(shared, codes, x, i, thread, first_row, first_column, m, n, k)
+            copy_step(shared, codes_from, x_from, i, thread, first_row, first_column, m, n, k)
         with T.serial(tiling.steps(k, groups, first_row, m)) as i:
             T.evaluate(device.wait(stages - 2))
             T.evaluate(T.tvm_storage_sync("shared"))
-            copy_step(shared, codes, x, i + (stages - 1), thread, first_row, first_column, m, n, k)
+            copy_step(shared, codes_from, x_from, i + (stages - 1), thread, first_row, first_column, m, n, k)
             multiply_step(sums, shared, decoding, i, group, column_warp, lane)
         T.evaluate(device.wait(0))
         T.evaluate(T.tvm_storage_sync("shared"))

@@ -15,6 +15,9 @@ from ggpass.kernels.generate.cuda.device import Device
 def rows_kernel(variant: Rows):
     """The kernel of one variant; dynamic in M, N and K.
 
+    A convolution is computed from what "dequantize" gives, by torch: each weight serves all pixels, so that decoding
+    them once is little beside the products, while gathering x for a GEMM of codes would be much.
+
     Products are formed in float32 and rounded once; RF8's values are exact in bfloat16, which is what they are decoded
     to on the way, whatever the output's dtype. The row of an id outside [0, N) is NaN: stopping the device would take
     every other tensor of the process with it, and nothing outside the codes is read.
