@@ -57,6 +57,25 @@ def test_a_step_copies_each_unit_once_to_a_place_of_its_own(variant: Gemm) -> No
 
 
 @pytest.mark.parametrize("variant", GEMMS, ids=lambda v: v.name)
+def test_a_threads_copies_lie_whole_rows_apart(variant: Gemm) -> None:
+    """The kernel adds to a thread's first copy what is the same for all threads."""
+    thread = np.arange(variant.threads)
+    for codes, units, rows in ((False, tiling.X_UNITS, variant.rows), (True, tiling.CODE_UNITS, variant.columns)):
+        row, group, unit = copies(variant, units, rows)
+        first, _, first_unit = (part[thread] for part in (row, group, unit))
+        for part in range(len(row) // variant.threads):
+            below, its_group, zero = tiling.copied_unit(part * variant.threads, units, rows)
+            at = part * variant.threads + thread
+            assert zero == 0
+            assert np.array_equal(row[at], first + below)
+            assert (group[at] == its_group).all()
+            words = in_group(variant, first, first_unit, codes) + (tiling.code_word if codes else tiling.x_word)(
+                below, 0
+            )
+            assert np.array_equal(in_group(variant, row[at], unit[at], codes), words)
+
+
+@pytest.mark.parametrize("variant", GEMMS, ids=lambda v: v.name)
 def test_no_access_to_shared_memory_meets_in_a_bank(variant: Gemm) -> None:
     for codes, units, rows in ((False, tiling.X_UNITS, variant.rows), (True, tiling.CODE_UNITS, variant.columns)):
         row, group, unit = copies(variant, units, rows)

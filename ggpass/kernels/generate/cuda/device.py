@@ -149,6 +149,17 @@ __device__ __forceinline__ const void* ggp_at_{size}(const void* base, int index
 }}
 """
 
+# The value, as if it were new: what is computed from it in a loop is computed there, instead of in front of the loop
+# and kept in registers that the sums need.
+_FRESH = """\
+__device__ __forceinline__ int ggp_fresh(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+"""
+
 _STORE = """\
 __device__ __forceinline__ void ggp_store(void* to, const void* from) {
   struct alignas(16) Unit { uint words[4]; };
@@ -244,6 +255,10 @@ class Device:
     def at(self, base, index, size: int):
         """The address of element `index`, of `size` bytes, from `base`."""
         return T.cuda.func_call(f"ggp_at_{size}", base, index, source_code=_AT.format(size=size), return_type="handle")
+
+    def fresh(self, value):
+        """The value, of which the compiler knows nothing."""
+        return T.cuda.func_call("ggp_fresh", value, source_code=_FRESH, return_type="int32")
 
     def load(self, out, address, count: int, known):
         """`count` codes, 1, 4 or 8, as words; zeros where `known` is 0."""

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from ggpass.kernels.cuda import gemm_geometry as tiling
 from ggpass.kernels.cuda import geometry
 from ggpass.kernels.cuda.gemm_geometry import CODE_UNITS, TOGETHER, UNIT_WORDS, UNIT_X, WARP_TILES, X_UNITS
-from ggpass.kernels.cuda.geometry import CHUNK, ROWS_B, WARP
+from ggpass.kernels.cuda.geometry import CHUNK, ROWS_B, STEP, WARP
 from ggpass.kernels.cuda.variants import Gemm
 from ggpass.kernels.generate.cuda.device import Device, decoder
 
@@ -22,7 +22,7 @@ def gemm_kernel(variant: Gemm):
     have come and that everybody has left the place that the next copies fill.
 
     For 64 of k a warp with 128 rows of x issues, in the machine code of sm_80 to sm_100, 128 tensor-core instructions
-    among 520 to 570, some 270 of them to decode 2048 codes, and 36 loads from shared memory; nothing is spilled. On
+    among 540 to 580, some 270 of them to decode 2048 codes, and 36 loads from shared memory; nothing is spilled. On
     sm_80 the former take 1024 cycles of a scheduler's tensor core, the latter 530 of its integer unit: decoding hides
     behind the products. With 64 rows of x it takes as long as they do.
     """
@@ -39,16 +39,22 @@ def gemm_kernel(variant: Gemm):
     def copy_rows(shared, source, i, thread, first, limit, k, units: int, offset: int, block_rows: int):
         """Begin the copies of the block's i-th step of x or of the codes; rows beyond `limit` and k become zero.
 
-        Places are counted from the block's first row, `source`: with 64 bits each they would take registers in pairs.
+        Places are counted from the block's first row, `source`: with 64 bits each they would take registers in pairs. The
+        few numbers that they follow from are `fresh` in each step: kept from step to step, all places made others spill.
         """
         size, word = (UNIT_X, tiling.x_word) if units == X_UNITS else (CHUNK, tiling.code_word)
+        place_of_row, _, unit = map(T.bind, tiling.copied_unit(thread, units, block_rows))
+        row = T.bind(place_of_row if units == X_UNITS else tiling.neighbours(place_of_row))
+        start = T.bind(tiling.k_of_unit(i, 0, unit, groups, size))
+        width, rows_left = T.bind(device.fresh(k)), T.bind(device.fresh(limit - first - row))
+        index = T.bind(device.fresh(row * k + start))
         for part in range(block_rows * units * groups // threads):
-            place_of_row, group, unit = map(T.bind, tiling.copied_unit(part * threads + thread, units, block_rows))
-            row = T.bind(place_of_row if units == X_UNITS else tiling.neighbours(place_of_row))
-            start = T.bind(tiling.k_of_unit(i, group, unit, groups, size))
-            to = shared[place(i % stages, group) + offset + word(row, unit)]
-            count = geometry.inside(first + row, limit, start, k) * (CHUNK // size)
-            T.evaluate(device.copy(T.address_of(to), device.at(source, row * k + start, CHUNK // size), count))
+            # A thread's copies lie whole rows apart, and its groups whole steps.
+            below, group, _ = tiling.copied_unit(part * threads, units, block_rows)
+            to = shared[place(i % stages, group) + offset + word(row, unit) + word(below, 0)]
+            address = device.at(source, index + below * width + group * STEP, CHUNK // size)
+            count = geometry.inside(below, rows_left, start + group * STEP, k) * (CHUNK // size)
+            T.evaluate(device.copy(T.address_of(to), address, count))
 
     def copy_step(shared, codes, x, i, thread, first_row, first_column, m, n, k):
         copy_rows(shared, x, i, thread, first_row, m, k, X_UNITS, 0, rows)
