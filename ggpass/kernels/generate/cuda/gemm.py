@@ -39,8 +39,8 @@ def gemm_kernel(variant: Gemm):
     def copy_rows(shared, source, i, thread, first, limit, k, units: int, offset: int, block_rows: int):
         """Begin the copies of the block's i-th step of x or of the codes; rows beyond `limit` and k become zero.
 
-        Places are counted from the block's first row, `source`: with 64 bits each they would take registers in pairs. The
-        few numbers that they follow from are `fresh` in each step: kept from step to step, all places made others spill.
+        Places are counted from the block's first row, `source`: with 64 bits each they would take registers in pairs.
+        The numbers that they follow from are `fresh` in each step: places kept from step to step made others spill.
         """
         size, word = (UNIT_X, tiling.x_word) if units == X_UNITS else (CHUNK, tiling.code_word)
         place_of_row, _, unit = map(T.bind, tiling.copied_unit(thread, units, block_rows))
