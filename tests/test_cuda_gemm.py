@@ -13,8 +13,8 @@ from ggpass.kernels.cuda.variants import Gemm, every_linear
 pytest.importorskip("tvm")
 pytestmark = pytest.mark.skipif(bool(cuda_emulator.reason_against()), reason=cuda_emulator.reason_against())
 
-#: Less than a warp's, than a block's, and more than several blocks'; both ways to store y, by 16 bytes and by 2.
-COLUMNS = (1, 40, 130)
+#: Less than a warp's, than a block's, and more than a block's; rows of y that begin at 2, 16 and 8 bytes.
+COLUMNS = (1, 40, 132)
 KINDS = list(itertools.product(FORMATS, DTYPES, (True, False)))
 
 
@@ -59,9 +59,8 @@ def test_more_blocks_of_rows_than_run_side_by_side() -> None:
     """Blocks of rows come in bundles, the last of which is not whole."""
     variant = covering()[0]
     m = variant.launch(1 << 20, 1, 1).grid[0] * variant.rows + variant.rows // 2
-    case = random_linear(RF8, DTYPES[variant.dtype], m, 3, 32 if variant.aligned else 31)
-    if variant.decoder == "rf8":
-        case.check(multiply(variant, case))
+    case = random_linear(FORMATS[variant.decoder][0], DTYPES[variant.dtype], m, 3, 32 if variant.aligned else 31)
+    case.check(multiply(variant, case))
 
 
 def test_the_order_in_which_threads_run_changes_no_bit() -> None:

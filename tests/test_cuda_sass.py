@@ -1,7 +1,7 @@
 """What the CUDA kernels compile to, read from ptxas's log and from the machine code; no GPU is needed.
 
-pytest tests/test_cuda_sass.py                  # each kernel for some architecture, half a minute
-pytest tests/test_cuda_sass.py -m slow          # every kernel for every architecture, ten minutes
+`pytest tests/test_cuda_sass.py -m "not slow"` compiles each blocking, decoder, dtype and architecture once, in half a
+minute; `pytest tests/test_cuda_sass.py -m slow` every kernel for every architecture, in ten.
 """
 
 import functools
