@@ -9,8 +9,9 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py
 
+# Two processes of one thread: two of two threads each would wait for each other's.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -55,14 +55,17 @@ def test_gpt2_keeps_its_residual_scaling(layers: int, kwargs: dict | None) -> No
 
 
 def test_a_second_call_changes_nothing() -> None:
-    """The rule finds its own result: the same seed gives the same weights however often it is called."""
+    """The rule finds its own result: the same seed gives the same weights however often it is called.
+
+    It reads σ off the weights: n = 2048 at ν = 0.7, of kurtosis 11, give it to √((11 − 1) / 4n) = 3.5 %, here thrice.
+    """
     torch.manual_seed(0)
     model = gpt2(2)
     ggpass.init_(model, None, IDS)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ggpass.init_(model, None, IDS)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, first[name], rtol=0.05, atol=0)
+        torch.testing.assert_close(tensor, first[name], rtol=0.1, atol=0)
 
 
 def test_t5_keeps_its_small_queries() -> None:
