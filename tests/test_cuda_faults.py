@@ -20,7 +20,7 @@ MUTATIONS = {
     "copies to another place": (r"ggp_later_copy\(to,", "ggp_later_copy((char*)to + 16,", "race|under way|nobody"),
     "no wait and no barrier before the sums": (r"  ggp_wait_0\(\);\n  __syncthreads\(\);", "", "race|under way"),
     "no barrier before the sums": (r"ggp_wait_0\(\);\n  __syncthreads\(\);", "ggp_wait_0();", "race|under way"),
-    "no barrier after the sums": (r"__syncthreads\(\);\n  int v", "int v", "race|nobody"),
+    "no barrier after the sums": (r"__syncthreads\(\);(?![\s\S]*__syncthreads)", "", "race|nobody"),
     "copies what does not exist": (r"whole > 0 \? 16 : 0\);\n#endif", "16);\n#endif", "outside every buffer"),
     "a lane leaves early": (r"(  ggp_wait_0\(\);)", r"  if (threadIdx.x == 40) return;\n\1", "returned|returns"),
     "a row too many": (r"< n\)\) \{", "<= n)) {", "outside every buffer|second time"),
