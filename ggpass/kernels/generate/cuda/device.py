@@ -133,12 +133,14 @@ __device__ __forceinline__ void ggp_copy(void* to, const void* from, int whole) 
 # The same for rows that begin anywhere and end within 16 bytes: the first `count` bytes, the rest zero.
 _COPY_BYTES = """\
 __device__ __forceinline__ void ggp_copy(void* to, const void* from, int count) {
-  uint words[4] = {0u, 0u, 0u, 0u};
+#pragma unroll 1
+  for (int i = 0; i < 16; i += 4) {
+    uint word = 0u;
 #pragma unroll
-  for (int i = 0; i < 16; ++i)
-    if (i < count) words[i / 4] |= (uint)((const uchar*)from)[i] << (8 * (i % 4));
-#pragma unroll
-  for (int i = 0; i < 4; ++i) ((uint*)to)[i] = words[i];
+    for (int j = 0; j < 4; ++j)
+      if (i + j < count) word |= (uint)((const uchar*)from)[i + j] << (8 * j);
+    ((uint*)to)[i / 4] = word;
+  }
 }
 """
 
