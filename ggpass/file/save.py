@@ -135,7 +135,7 @@ def write_items(
     worst |= {name: Entry(name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE) for name in kernels}
     sealed = Manifest(unknown, dict(aliases), dict(metadata), dict.fromkeys(kernels, 2**32 - 1))
     room = len(write_layout(worst, sealed.as_metadata()))
-    with Writer(path, room, f"save {os.getpid()} {id(items)}") as writer:
+    with Writer(path, room) as writer:
         entries, stored = {}, {}
         for name in order:
             checks: list[int] = []

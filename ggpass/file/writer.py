@@ -1,13 +1,18 @@
-"""Writer: a safetensors file written under another name, resumable, and renamed only when it is whole.
+"""Writer: a safetensors file written under another name, and renamed only when it is whole and opens again.
 
-Beside `model.safetensors` lie, until then, `.model.safetensors.ggpass-part` with room for the header at its front,
-and `.model.safetensors.ggpass-journal`: one JSON line with the plan, then one for each tensor that is finished. After
-a kill the same plan goes on behind the last tensor whose bytes still have the checksum that its line states.
+A run with a plan can be resumed. Beside `model.safetensors` lie, until it ends, `.model.safetensors.ggpass-part` with
+room for the header at its front, and `.model.safetensors.ggpass-journal`: one JSON line with the plan, then one for
+each tensor that is finished. After a kill the same plan goes on behind the last tensor whose bytes still have the
+checksum that its line states.
+
+A run without a plan writes what is only in memory, so nothing of it can be resumed: its part has a unique name, and
+goes if the run fails.
 """
 
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +22,8 @@ import numpy as np
 
 from ggpass.codec import crc32c
 from ggpass.codec.container import Piece
-from ggpass.errors import GgpassError
+from ggpass.errors import FormatError, GgpassError
+from ggpass.file.layout import TensorFile
 from ggpass.file.strict_json import parse_json
 
 try:
@@ -76,28 +82,39 @@ class Writer:
         records: the tensors that are finished, by name; not empty from the start where a run was resumed.
     """
 
-    def __init__(self, path: Path, header_bytes: int, plan: str) -> None:
+    def __init__(self, path: Path, header_bytes: int, plan: str | None = None) -> None:
         """Open or resume.
 
         Args:
             path: the final name.
             header_bytes: the room for the header, its length included.
-            plan: what this run does, in full; only a run with the same plan is resumed.
+            plan: what this run does, in full: the content of its source and its settings. Only a run with the same plan
+                is resumed. None: this run is never resumed.
 
         Raises:
             GgpassError: the directory cannot be written, or another process is packing into this file.
         """
         self.path, self.header_bytes = path, header_bytes
         self.records: dict[str, Record] = {}
+        self._resumable = plan is not None
+        self._part_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART_SUFFIX}")
+        self._journal: BinaryIO | None = None
         self._at = 0
+        if self._resumable:
+            self._part_path = part_of(path)
         with self._explained():
-            fd = os.open(part_of(path), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            only_ours = 0 if self._resumable else os.O_EXCL
+            flags = os.O_RDWR | os.O_CREAT | only_ours | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+            fd = os.open(self._part_path, flags, 0o666)
             self._part: BinaryIO = os.fdopen(fd, "r+b", buffering=0)
             try:
-                self._lock()
-                self._resume(plan)
+                if plan is not None:
+                    self._lock()
+                    self._resume(plan)
+                else:
+                    self._part.truncate(header_bytes)
             except BaseException:
-                self._part.close()
+                self.close()
                 raise
 
     def _lock(self) -> None:
@@ -140,6 +157,8 @@ class Writer:
         return record if crc == record.crc else None
 
     def _log(self, record: Record) -> None:
+        if self._journal is None:
+            return
         self._journal.write(json.dumps(record.__dict__, ensure_ascii=False).encode() + b"\n")
         self._journal.flush()
 
@@ -168,10 +187,10 @@ class Writer:
         return record
 
     def finish(self, header: bytes) -> None:
-        """Write the header, make everything last, and give the file its name.
+        """Write the header, make everything last, open the file once, and give it its name.
 
         Raises:
-            GgpassError: the disk is full or refuses.
+            GgpassError: the disk is full or refuses, or what was written does not open; an older file stays then.
         """
         if len(header) != self.header_bytes:
             raise ValueError(f"a header of {len(header)} bytes where {self.header_bytes} are reserved")
@@ -179,25 +198,44 @@ class Writer:
             self._part.seek(0)
             self._part.write(header)
             os.fsync(self._part.fileno())
-            os.replace(part_of(self.path), self.path)
+            self._check()
+            os.replace(self._part_path, self.path)
             sync_directory(self.path.parent)
             self.close()
-            journal_of(self.path).unlink(missing_ok=True)
+            if self._resumable:
+                journal_of(self.path).unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """Raise GgpassError if the finished part is no safetensors file, or not as long as its tensors."""
+        try:
+            TensorFile(self._part_path).close()
+        except FormatError as error:
+            journal_of(self.path).unlink(missing_ok=True)  # nothing may go on from what is damaged
+            raise GgpassError(
+                f"{self.path} was not replaced: what was written does not open again ({error}); run the same command "
+                "again, and report it if it happens twice"
+            ) from error
 
     def close(self) -> None:
-        """Stop; what is finished stays under its temporary name for the next run."""
+        """Stop. Of a run with a plan, what is finished stays under its temporary name for the next run."""
         self._part.close()
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
+        if not self._resumable:
+            self._part_path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _explained(self) -> Any:
         try:
             yield
         except OSError as error:
-            raise GgpassError(
-                f"{self.path} could not be written: {error.strerror or error}; the source is as it was, and "
-                f"{part_of(self.path).name} holds what is finished: make room and run the same command again to go on"
-            ) from error
+            rest = "an older file of that name is as it was: make room, or choose another place, and save again"
+            if self._resumable:
+                rest = (
+                    f"the source is as it was, and {self._part_path.name} holds what is finished: make room and run "
+                    "the same command again to go on"
+                )
+            raise GgpassError(f"{self.path} could not be written: {error.strerror or error}; {rest}") from error
 
     def __enter__(self) -> "Writer":
         return self
