@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ggpass import codec
-from ggpass.codec import Decoder, exp_golomb
 from ggpass.file import PackedFile, pack
 from ggpass.formats import RF8, quantize
+from ggpass.packed import codec
+from ggpass.packed.codec import Decoder, exp_golomb
 
 OUT = Path("out")
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ggpass.formats import FORMATS
-from ggpass.kernels import cpu
-from ggpass.kernels.library import load
-from ggpass.kernels.memory import aligned_empty
-from ggpass.kernels.regimes import BY_KIND
+from ggpass.kernels.cpu import kernels as cpu
+from ggpass.kernels.cpu.library import load
+from ggpass.kernels.cpu.memory import aligned_empty
+from ggpass.kernels.cpu.regimes import BY_KIND
 
 BLAS = "dequantize + BLAS"
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel
 
 import ggpass
-from ggpass.checkpoint import Checkpoint
 from ggpass.ggd import fit_moments
+from ggpass.packed.checkpoint import Checkpoint
 
 console = Console()
 

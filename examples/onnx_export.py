@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import ggpass
+from ggpass.graph.render import megabytes
 from ggpass.onnxruntime import library_or_reason, session
-from ggpass.render import megabytes
 
 FOREIGN = "model/paraphrase-MiniLM-L3-v2.onnx"
 

@@ -1,7 +1,6 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
 from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, shape_, sizes
-from ggpass.artifact import Artifact, Sizes
 from ggpass.errors import (
     FormatError,
     GgpassError,
@@ -12,8 +11,9 @@ from ggpass.errors import (
     WeightError,
 )
 from ggpass.formats import Format, Scheme
-from ggpass.pipeline import Change, Pass, Pipeline, Report, Skip
-from ggpass.program import Program
+from ggpass.graph.pipeline import Change, Pass, Pipeline, Report, Skip
+from ggpass.graph.program import Program
+from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"
 

@@ -10,17 +10,17 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ggpass.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.errors import InputError, TargetError, TraceError
 from ggpass.formats import Scheme
-from ggpass.lower_module import lower_module
-from ggpass.lowering import Lowering
+from ggpass.graph.pipeline import Pass, Pipeline, Report
+from ggpass.graph.program import Program
+from ggpass.lowering.lower_module import lower_module
+from ggpass.lowering.lowering import Lowering
 from ggpass.passes import BackSlash, DeepShape, GGInit
 from ggpass.passes.deepshape import ShapeReport
-from ggpass.pipeline import Pass, Pipeline, Report
-from ggpass.prepared import PreparedModel, prepare_model
-from ggpass.program import Program
 from ggpass.targets import Target, resolve
+from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
+from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
 

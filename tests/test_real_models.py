@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_models import embed, load_minilm, load_minilm_tokenizer, load_smollm, minilm_folder, real_sentences
+from support.real_models import embed, load_minilm, load_minilm_tokenizer, load_smollm, minilm_folder, real_sentences
 from torch import nn
 
 import ggpass
@@ -57,7 +57,7 @@ MEMORY_SCRIPT = """
 import gc, re, sys
 import torch
 from pathlib import Path
-from real_models import load_minilm
+from support.real_models import load_minilm
 from transformers import BertConfig, BertModel
 import ggpass
 

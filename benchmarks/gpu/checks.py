@@ -17,7 +17,7 @@ from ggpass.kernels.unavailable import KernelsUnavailable
 
 # The tests' inputs and bounds: the same for the emulator there and for the GPU here.
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from cuda_cases import DTYPES, FORMATS, Linear, random_codes, random_linear
+from support.cuda_cases import DTYPES, FORMATS, Linear, random_codes, random_linear
 
 #: Rows of x around every tile, and (n, k): whole tiles, no multiple of any, K % 16 ≠ 0, shorter than a step.
 ROWS = (1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 127, 128, 129, 513, 1100)

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ggpass.passes.backslash.grids import Grids
 from ggpass.training import entropy_bits
-from ggpass.training.grids import Grids
 
 from .task import Quality, Task, matrices
 

@@ -9,12 +9,12 @@ import typer
 from ggpass.cli.coded_file import inspect_coded_onnx, is_coded_onnx, is_onnx_file
 from ggpass.cli.console import many, progress, stdout
 from ggpass.cli.packed import inspect_packed, is_packed_file
-from ggpass.render import wrap_name
+from ggpass.graph.render import wrap_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ggpass.inspection import Inspection, WeightFit
+    from ggpass.inspection.inspect import Inspection, WeightFit
 
 #: How the table names the families of densities.
 SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
@@ -54,10 +54,10 @@ def inspect_command(
 
     Nothing is unpickled: .bin and .pt files are refused.
     """
-    from ggpass.checkpoint import Checkpoint
     from ggpass.errors import GgpassError
-    from ggpass.inspection import inspect_checkpoint
-    from ggpass.plot import draw, largest_histograms
+    from ggpass.inspection.inspect import inspect_checkpoint
+    from ggpass.inspection.plot import draw, largest_histograms
+    from ggpass.packed.checkpoint import Checkpoint
 
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggpass.checkpoint import Checkpoint
 from ggpass.errors import GgpassError
+from ggpass.packed.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn

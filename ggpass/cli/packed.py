@@ -10,14 +10,14 @@ from ggpass.cli.console import progress, stdout
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ggpass.file.measure import PackedInspection
+    from ggpass.packed.measure import PackedInspection
 
 
 def is_packed_file(path: Path) -> bool:
     """Whether `path` is a safetensors file, or a directory of one, that ggpass packed."""
     from ggpass.errors import FormatError
-    from ggpass.file.layout import TensorFile
-    from ggpass.file.manifest import is_packed
+    from ggpass.packed.layout import TensorFile
+    from ggpass.packed.manifest import is_packed
 
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     try:
@@ -29,7 +29,7 @@ def is_packed_file(path: Path) -> bool:
 
 def inspect_packed(path: Path, as_json: bool) -> None:
     """Measure and print a packed file or a directory of packed files."""
-    from ggpass.file.measure import measure
+    from ggpass.packed.measure import measure
 
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     with progress() as bar:

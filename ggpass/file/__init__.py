@@ -1,11 +1,11 @@
 """file: a model as one safe file, every weight at its entropy; and that file back as tensors or as a model."""
 
-from ggpass.file.convert import Packed, PackReport
-from ggpass.file.directory import pack, unpack
 from ggpass.file.load import load
-from ggpass.file.methods import Codes, Grid, Lossless, Method, parse_method
-from ggpass.file.reader import PackedFile
 from ggpass.file.save import save
+from ggpass.packed.convert import Packed, PackReport
+from ggpass.packed.directory import pack, unpack
+from ggpass.packed.methods import Codes, Grid, Lossless, Method, parse_method
+from ggpass.packed.reader import PackedFile
 
 __all__ = [
     "Codes",

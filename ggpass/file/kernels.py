@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ggpass.artifact import Artifact
 from ggpass.errors import FormatError
-from ggpass.file.reader import PackedFile
-from ggpass.pipeline import Report
+from ggpass.graph.pipeline import Report
+from ggpass.packed.reader import PackedFile
+from ggpass.targets.artifact import Artifact
 
 if TYPE_CHECKING:
     from ggpass.kernels.cuda.cubins import Cubin
@@ -67,9 +67,9 @@ def take_kernels(path: str | Path, into: Any, report: Report) -> None:
     found = read_kernels(path)
     if not found:
         return
-    from ggpass.kernels.cuda.carried import CARRIED
+    from ggpass.kernels.cuda.embedded import EMBEDDED
 
-    foreign = CARRIED.add(found)
+    foreign = EMBEDDED.add(found)
     report.notes.append(f"carries {len(found)} CUDA kernels for {', '.join(sorted({c.arch for c in found}))}")
     if foreign:
         report.notes.append(

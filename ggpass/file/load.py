@@ -9,20 +9,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ggpass.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.errors import FormatError
+from ggpass.file.artifact import fill_artifact
 from ggpass.file.kernels import take_kernels
-from ggpass.file.layout import elements
-from ggpass.file.program import fill_artifact
-from ggpass.file.reader import PackedFile
 from ggpass.file.save import items_of
 from ggpass.formats import Quantized
-from ggpass.lower_module import lower_module
-from ggpass.lowering import Lowering
-from ggpass.modules import Lowered, LoweredWeight
-from ggpass.pipeline import Report
-from ggpass.program import owner_of
+from ggpass.graph.pipeline import Report
+from ggpass.graph.program import owner_of
+from ggpass.lowering.lower_module import lower_module
+from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.modules import Lowered, LoweredWeight
+from ggpass.packed.layout import elements
+from ggpass.packed.reader import PackedFile
 from ggpass.targets import TARGETS, resolve
+from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.targets.reference import REFERENCE_TARGET
 
 

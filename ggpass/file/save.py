@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ggpass.artifact import Artifact
-from ggpass.checkpoint import DTYPE_BITS
-from ggpass.codec import crc32c
-from ggpass.codec.container import Piece, check_of
 from ggpass.errors import FormatError
-from ggpass.file.dtypes import as_bytes, name_of
 from ggpass.file.kernels import kernels_to_save
-from ggpass.file.layout import Entry, write_layout
-from ggpass.file.manifest import Manifest, Stored, codebook_hash, seal
-from ggpass.file.methods import Array, encode_codes
-from ggpass.file.writer import Writer
 from ggpass.formats import Format, Quantized
-from ggpass.modules import Lowered, LoweredWeight
+from ggpass.lowering.modules import Lowered, LoweredWeight
+from ggpass.packed.checkpoint import DTYPE_BITS
+from ggpass.packed.codec import crc32c
+from ggpass.packed.codec.container import Piece, check_of
+from ggpass.packed.dtypes import as_bytes, name_of
+from ggpass.packed.layout import Entry, write_layout
+from ggpass.packed.manifest import Manifest, Stored, codebook_hash, seal
+from ggpass.packed.methods import Array, encode_codes
+from ggpass.packed.writer import Writer
+from ggpass.targets.artifact import Artifact
 
 _ANY_SIZE = 10**15
 
@@ -106,7 +106,7 @@ def save(
     items: Mapping[str, Item]
     aliases: dict[str, str]
     if isinstance(model, Artifact):
-        from ggpass.file.program import items_of_artifact
+        from ggpass.file.artifact import items_of_artifact
 
         items, aliases = items_of_artifact(model), {}
     else:

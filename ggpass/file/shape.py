@@ -8,15 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.file.convert import Progress, check_patterns, find_aliases, silent
-from ggpass.file.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
-from ggpass.file.layout import Entry, TensorFile, write_layout
-from ggpass.file.manifest import is_packed
-from ggpass.file.writer import Writer
+from ggpass.graph.pipeline import Change, Skip
+from ggpass.packed.convert import Progress, check_patterns, find_aliases, silent
+from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
+from ggpass.packed.layout import Entry, TensorFile, write_layout
+from ggpass.packed.manifest import is_packed
+from ggpass.packed.writer import Writer
 from ggpass.passes.deepshape import DeepShape, ShapeReport, reason_by_name
-from ggpass.pipeline import Change, Skip
-from ggpass.shaping.figures import in_words, summary
-from ggpass.shaping.weights import Source, reshape
+from ggpass.passes.deepshape.figures import in_words, summary
+from ggpass.passes.deepshape.weights import Source, reshape
 
 
 def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progress = silent) -> ShapeReport:

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ggpass.errors import InputError
 from ggpass.passes.backslash import BackSlash
+from ggpass.passes.backslash.identity import plain_name
 from ggpass.training import RateSettings, Regularizer, Schedule
-from ggpass.training.identity import plain_name
 
 log = logging.getLogger(__name__)
 

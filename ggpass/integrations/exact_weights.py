@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ggpass.errors import InputError
-from ggpass.training.sharded import is_distributed
+from ggpass.passes.backslash.sharded import is_distributed
 
 FILE = "ggpass_exact_weights.safetensors"
 

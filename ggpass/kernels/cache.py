@@ -18,12 +18,12 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
-from ggpass.kernels.isa import Isa
+from ggpass.kernels.cpu.isa import Isa
 from ggpass.kernels.unavailable import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
 
-_SOURCES = Path(__file__).parent
+_SOURCES = Path(__file__).parent / "cpu"
 
 
 def default_directory() -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ggpass.formats.rf8 import RF8_CODEBOOK
-from ggpass.kernels.remember import Remembered
+from ggpass.kernels.tensor_cache import Remembered
 
 
 class Codebook(NamedTuple):

@@ -8,7 +8,7 @@
 5. RF8X is CodebookX with RF8's codebook as a constant.
 6. Every input and attribute is given, since a function cannot ask whether an optional one is there: a bias is zeros
    where there is none.
-7. Arithmetic is in float32 and is rounded once to the result's type, as in `ggpass.ops`.
+7. Arithmetic is in float32 and is rounded once to the result's type, as in `ggpass.lowering.operators`.
 """
 
 from collections.abc import Iterable

@@ -5,11 +5,11 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from ggpass.checkpoint import Checkpoint, TensorInfo
 from ggpass.errors import FormatError
 from ggpass.onnx.coded import torch_tensor
 from ggpass.onnx.reader import load
 from ggpass.onnx.weights import Weight, find_weights
+from ggpass.packed.checkpoint import Checkpoint, TensorInfo
 
 _DTYPES = {
     ir.DataType.FLOAT: "F32",

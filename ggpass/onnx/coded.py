@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ggpass.lowering import Lowering
+from ggpass.lowering.lowering import Lowering
 from ggpass.onnx.weights import Weight
 
 

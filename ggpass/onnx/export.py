@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from ggpass.artifact import Artifact
+from ggpass.graph.pipeline import Change, Report
 from ggpass.onnx.bodies import Fallback
 from ggpass.onnx.check import check_file
 from ggpass.onnx.complete import complete
 from ggpass.onnx.from_program import from_program
 from ggpass.onnx.save import attach_functions, check_path, save
 from ggpass.onnxruntime import library_or_reason
-from ggpass.pipeline import Change, Report
+from ggpass.targets.artifact import Artifact
 
 
 def export_artifact(

@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TargetError, TraceError
+from ggpass.graph.program import Program
 from ggpass.onnx import schema
 from ggpass.onnx.names import DOMAIN, VERSION, operator_name
-from ggpass.program import Program
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import onnx_ir as ir
 import torch
 
 from ggpass.errors import FormatError, InputError
-from ggpass.lowering import Lowering
+from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.lowering.lowering import Lowering
 from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
 from ggpass.onnx.coded import CodedWeight, constant
@@ -26,7 +27,6 @@ from ggpass.onnx.names import DOMAIN, operator_name
 from ggpass.onnx.reader import bytes_of, files_of, load
 from ggpass.onnx.save import attach_functions, check_path, data_path, save
 from ggpass.onnx.weights import Kind, Use, Weight, find_weights
-from ggpass.pipeline import Change, Report, Skip
 
 _TORCH = {
     ir.DataType.FLOAT: torch.float32,

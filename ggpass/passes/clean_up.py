@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ggpass.pipeline import Change, Report
-from ggpass.program import Program
+from ggpass.graph.pipeline import Change, Report
+from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ggpass.pipeline import Change, Report, Skip
-from ggpass.program import Program
+from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
-from ggpass.lowering import Lowering, bytes_of
-from ggpass.pipeline import Change, Report, Skip
-from ggpass.program import Program
-from ggpass.weights import Kind, Weight, WeightUse, group_weights
+from ggpass.lowering.lowering import Lowering, bytes_of
+from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.program import Program
+from ggpass.graph.weights import Kind, Weight, WeightUse, group_weights
 
 
 @dataclass(frozen=True)

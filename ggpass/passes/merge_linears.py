@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ggpass.lowering import Allocate
-from ggpass.ops import DISPATCHED, Operators
-from ggpass.pipeline import Change, Report, Skip
-from ggpass.program import Program
+from ggpass.lowering.lowering import Allocate
+from ggpass.lowering.operators import DISPATCHED, Operators
+from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 

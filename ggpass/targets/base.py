@@ -6,14 +6,14 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ggpass.artifact import Artifact, Sizes
+from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.errors import TargetError
 from ggpass.formats import Format
-from ggpass.lowering import Lowering
-from ggpass.ops import Operators
+from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.operators import Operators
 from ggpass.passes import CleanUp, FoldBatchNorm, LowerWeights, MergeLinears
-from ggpass.pipeline import Pass, Report
-from ggpass.program import Program
+from ggpass.graph.pipeline import Pass, Report
+from ggpass.graph.program import Program
 
 
 class Target(Protocol):

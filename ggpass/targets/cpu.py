@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ggpass import ops
+from ggpass.lowering import operators as ops
 from ggpass.formats import Format
-from ggpass.lowering import Lowering
+from ggpass.lowering.lowering import Lowering
 from ggpass.targets.base import TorchTarget
 
 if TYPE_CHECKING:
-    from ggpass.kernels.library import CpuKernels
+    from ggpass.kernels.cpu.library import CpuKernels
 
 logger = logging.getLogger("ggpass")
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("ggpass")
 @functools.cache
 def _load() -> "CpuKernels | str":
     # Imported at the first use: loading the kernels' runtime is no part of `import ggpass`.
-    from ggpass.kernels.library import KernelsUnavailable, load
+    from ggpass.kernels.cpu.library import KernelsUnavailable, load
 
     try:
         return load()
@@ -90,7 +90,7 @@ class CpuTarget(TorchTarget):
         return (f"kernels for {loaded.isa.name}",)
 
     def lowering(self) -> Lowering:
-        from ggpass.kernels.memory import aligned_empty
+        from ggpass.kernels.cpu.memory import aligned_empty
 
         return replace(super().lowering(), allocate=aligned_empty)
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ggpass import ops
-from ggpass.artifact import Artifact, Sizes
+from ggpass.lowering import operators as ops
+from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.errors import InputError, TargetError
 from ggpass.formats import Format
-from ggpass.modules import Lowered, LoweredConv, LoweredEmbedding
-from ggpass.pipeline import Report
-from ggpass.program import Program
+from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
+from ggpass.graph.pipeline import Report
+from ggpass.graph.program import Program
 from ggpass.targets.base import TorchTarget
 from ggpass.targets.cuda_operators import KERNEL_DTYPES, float_note, kernels_on
 
 if TYPE_CHECKING:
     from ggpass.kernels.cuda.cubins import Cubin
-    from ggpass.kernels.cuda.needs import Need
+    from ggpass.kernels.cuda.requests import Need
 
 logger = logging.getLogger("ggpass")
 
@@ -155,7 +155,7 @@ class CudaTarget(TorchTarget):
         self, uses: "Sequence[tuple[Need, Tensor, Tensor]]", report: Report, target: str
     ) -> "tuple[Cubin, ...]":
         """Build what `uses` call: each a need, its codes and its codebook."""
-        from ggpass.kernels.cuda.needs import variants_for
+        from ggpass.kernels.cuda.requests import variants_for
         from ggpass.kernels.cuda.tables import decoder_of
         from ggpass.kernels.unavailable import KernelsUnavailable
 
@@ -251,7 +251,7 @@ def describe(kernels: "Iterable[Cubin]") -> str:
 
 
 def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.needs import Need
+    from ggpass.kernels.cuda.requests import Need
 
     operators = ops.DISPATCHED
     places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}
@@ -263,7 +263,7 @@ def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]
 
 
 def _uses_of_module(model: nn.Module) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.needs import Need
+    from ggpass.kernels.cuda.requests import Need
 
     for module in model.modules():
         if isinstance(module, Lowered):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ggpass import ops
+from ggpass.lowering import operators as ops
 from ggpass.errors import InputError
 from ggpass.kernels.unavailable import KernelsUnavailable
 

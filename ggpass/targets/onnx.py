@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from ggpass.ops import DISPATCHED
+from ggpass.lowering.operators import DISPATCHED
 from ggpass.targets.base import TorchTarget
 
 #: What writing needs, and checking what was written.

@@ -1,8 +1,8 @@
 """training: the bits of a model's weights as a term of its training, by generalized-Gaussian rates."""
 
-from ggpass.training.grid import GridHistogram, entropy_bits, histogram
-from ggpass.training.regularizer import Regularizer
-from ggpass.training.schedule import Schedule
-from ggpass.training.settings import RateSettings
+from ggpass.passes.backslash.grid import GridHistogram, entropy_bits, histogram
+from ggpass.passes.backslash.regularizer import Regularizer
+from ggpass.passes.backslash.schedule import Schedule
+from ggpass.passes.backslash.settings import RateSettings
 
 __all__ = ["GridHistogram", "RateSettings", "Regularizer", "Schedule", "entropy_bits", "histogram"]

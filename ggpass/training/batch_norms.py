@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from ggpass.errors import InputError
-from ggpass.program import Program
+from ggpass.graph.program import Program
 
 #: How torch's own batch norm begins its refusal, which torch.export leaves out of a graph.
 REFUSAL = "Expected more than 1 value per channel when training"

@@ -10,9 +10,9 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
-from ggpass.program import Program, owner_of
+from ggpass.graph.program import Program, owner_of
+from ggpass.passes.backslash.node import rate_node, ready_nodes
 from ggpass.training.batch_norms import explained, guard_batch_norms
-from ggpass.training.node import rate_node, ready_nodes
 
 #: The name under which a training graph holds the model whose tensors it reads.
 MODEL = "ggpass_model"

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ggpass.kernels.isa import Isa
+    from ggpass.kernels.cpu.isa import Isa
 
 HERE = Path(__file__).resolve()
 PACKAGE = HERE.parents[2] / "ggpass"
+KERNELS = PACKAGE / "kernels" / "cpu"
 DECODERS = ("rf8", "linear", "table")  # in the order of Kind in kernels.h
 
 
@@ -38,7 +39,7 @@ def make_package_light() -> None:
 
 def instruction_sets() -> dict[str, Isa]:
     """Every set of this machine's architecture; the library chooses among them where it runs."""
-    from ggpass.kernels import isa
+    from ggpass.kernels.cpu import isa
 
     portable = isa.portable()
     return {one.name: one for one in isa.ALL if one.triple == portable.triple}
@@ -47,7 +48,7 @@ def instruction_sets() -> dict[str, Isa]:
 def key(one: Isa) -> str:
     """What changes whenever the generated code could."""
     digest = hashlib.sha256(repr(one).encode())
-    sources = [HERE, PACKAGE / "kernels" / "regimes.py", *sorted((PACKAGE / "kernels" / "generate").glob("*.py"))]
+    sources = [HERE, KERNELS / "regimes.py", *sorted((KERNELS / "generate").glob("*.py"))]
     for source in sources:
         digest.update(source.read_bytes())
     for distribution in ("apache-tvm", "apache-tvm-ffi"):
@@ -62,7 +63,7 @@ def identifier(one: Isa) -> str:
 
 def table(one: Isa) -> str:
     """The C++ source that says which kernel of the object does what."""
-    from ggpass.kernels.regimes import BY_KIND, PANEL_VECTORS
+    from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS
 
     def symbol(name: str) -> str:
         return f"__tvm_ffi_{identifier(one)}_{name}"
@@ -103,10 +104,10 @@ def generate_one(one: Isa, folder: Path) -> None:
     """Write the object and its table."""
     import tvm
 
-    from ggpass.kernels.generate.blocking import TILE
-    from ggpass.kernels.generate.decoders import decoders
-    from ggpass.kernels.generate.module import compile_module, module
-    from ggpass.kernels.generate.tile import tile_kernel
+    from ggpass.kernels.cpu.generate.blocking import TILE
+    from ggpass.kernels.cpu.generate.decoders import decoders
+    from ggpass.kernels.cpu.generate.module import compile_module, module
+    from ggpass.kernels.cpu.generate.tile import tile_kernel
 
     functions = {name.name_hint: function for name, function in module(one).functions.items()}
     for decoder in decoders(one):

@@ -23,9 +23,9 @@ else()
   endif()
 endif()
 
-file(GLOB generators CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/ggpass/kernels/generate/*.py)
+file(GLOB generators CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/ggpass/kernels/cpu/generate/*.py)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${here}/generate.py
-  ${PROJECT_SOURCE_DIR}/ggpass/kernels/isa.py ${PROJECT_SOURCE_DIR}/ggpass/kernels/regimes.py ${generators})
+  ${PROJECT_SOURCE_DIR}/ggpass/kernels/cpu/isa.py ${PROJECT_SOURCE_DIR}/ggpass/kernels/cpu/regimes.py ${generators})
 
 if(NOT "${reason}" STREQUAL "")
   string(STRIP "${reason}" reason)

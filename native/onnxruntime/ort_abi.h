@@ -2,7 +2,7 @@
 //
 // OrtApi is a table of function pointers that only ever grows at its end, so an entry keeps its index for good and a
 // table asked for as version 21 is served by every later run time. Entries that are not used are left out by number;
-// `tests/test_ort_library_abi.py` checks each declared one by what it does. OrtCustomOp grows in the same way: the run
+// `tests/onnxruntime/test_ort_library_abi.py` checks each declared one by what it does. OrtCustomOp grows in the same way: the run
 // time reads as many members as `version` says.
 #pragma once
 

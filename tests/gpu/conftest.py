@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cuda_cases import Linear
+from support.cuda_cases import Linear
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 
-import cuda_emulator
 import pytest
 import torch
-from cuda_cases import DTYPES, Linear, random_codes, random_linear
+from support import cuda_emulator
+from support.cuda_cases import DTYPES, Linear, random_codes, random_linear
 
-import ggpass.ops  # noqa: F401
+import ggpass.lowering.operators  # noqa: F401
 from ggpass.formats.e4m3 import E4M3
 from ggpass.formats.int8 import INT8
 from ggpass.formats.rf8 import RF8
@@ -45,7 +45,7 @@ def test_these_tests_work_without_a_gpu(shape: tuple[int, int, int]) -> None:
     if cuda_emulator.reason_against():
         pytest.skip(cuda_emulator.reason_against())
     pytest.importorskip("tvm")
-    from cuda_emulator import tensors
+    from support.cuda_emulator import tensors
 
     def multiply(case: Linear) -> torch.Tensor:
         variant = linear_variants("table", "bfloat16", *case.shape)[0]

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from cuda_cases import Linear, random_codes, random_linear
+from support.cuda_cases import Linear, random_codes, random_linear
 from torch import nn
 
 import ggpass
 from ggpass.formats.rf8 import RF8
-from ggpass.ops import reference_dequantize, reference_embedding
+from ggpass.lowering.operators import reference_dequantize, reference_embedding
 
 
 def on(gpu: torch.device, case: Linear) -> tuple[torch.Tensor, ...]:

@@ -26,8 +26,8 @@ from ggpass.kernels.unavailable import KernelsUnavailable
 logger = logging.getLogger("ggpass")
 
 _HERE = Path(__file__).parent
-_GENERATOR = _HERE.parent / "generate" / "cuda"
-_TRITON = _HERE.parent / "generate" / "triton"
+_GENERATOR = _HERE / "generate"
+_TRITON = _GENERATOR / "triton"
 
 #: What a launch must know of a kernel beside its variant: raised when parameters change their meaning.
 INTERFACE = 1
@@ -153,7 +153,7 @@ def generated(variant: Any) -> Source:
         KernelsUnavailable: TVM is not installed, or cannot be imported.
     """
     try:
-        from ggpass.kernels.generate.cuda.source import source
+        from ggpass.kernels.cuda.generate.source import source
     except ImportError as error:
         raise KernelsUnavailable(
             f"apache-tvm cannot be imported to build {variant.name} ({error}); run `pip install 'ggpass[tvm]'`"
@@ -217,7 +217,7 @@ def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path)
 
     def build(to: Path) -> None:
         try:
-            from ggpass.kernels.generate.triton.gemm import build as compile_triton
+            from ggpass.kernels.cuda.generate.triton.gemm import build as compile_triton
 
             made = compile_triton(variant, arch)
         except Exception as error:  # whatever goes wrong in another compiler, the other kernels are there

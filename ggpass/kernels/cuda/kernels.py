@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import GgpassError
-from ggpass.kernels.cuda import carried, choice, cubins, variants
+from ggpass.kernels.cuda import choice, cubins, embedded, variants
 from ggpass.kernels.cuda.archs import arch_for
 from ggpass.kernels.cuda.choice import Choices
 from ggpass.kernels.cuda.driver import Device, Driver
 from ggpass.kernels.cuda.launch import Kernel
-from ggpass.kernels.cuda.needs import DTYPES, ROW_DTYPES
+from ggpass.kernels.cuda.requests import DTYPES, ROW_DTYPES
 from ggpass.kernels.cuda.tables import Table, table_of
 from ggpass.kernels.cuda.variants import Launch, Variant
-from ggpass.kernels.remember import Remembered
+from ggpass.kernels.tensor_cache import Remembered
 from ggpass.kernels.unavailable import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
@@ -146,7 +146,7 @@ class CudaKernels:
             KernelsUnavailable: one cannot be had.
         """
         newest, capability = self._driver.version[0], self.device.capability
-        missing = [v for v in wanted if carried.CARRIED.find(v.name, capability, newest) is None]
+        missing = [v for v in wanted if embedded.EMBEDDED.find(v.name, capability, newest) is None]
         arch = arch_for(capability)
         built = cubins.obtain_all(missing, arch, newest, directory=self._directory, generate=self._generate)
         there = {cubin.name for cubin in built}
@@ -270,11 +270,11 @@ class CudaKernels:
             if kernel is not None:
                 return kernel
             generation, reason = self._failed.get(variant.name, (-1, ""))
-            if generation == carried.CARRIED.generation:
+            if generation == embedded.EMBEDDED.generation:
                 raise KernelsUnavailable(reason)
             self._refuse_capture(f"kernel {variant.name}, which is not loaded yet")
             try:
-                cubin = carried.find(
+                cubin = embedded.find(
                     variant,
                     self.device.capability,
                     self._driver.version[0],
@@ -283,7 +283,7 @@ class CudaKernels:
                 )
                 kernel = Kernel(self._driver, self.device, cubin)
             except KernelsUnavailable as error:
-                self._failed[variant.name] = carried.CARRIED.generation, str(error)
+                self._failed[variant.name] = embedded.EMBEDDED.generation, str(error)
                 raise
             self._kernels[variant.name] = kernel
             return kernel

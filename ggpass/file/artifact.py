@@ -1,0 +1,80 @@
+"""A traced Artifact's tensors in a packed file, and back into an Artifact of the same model, target and inputs.
+
+The graph does not travel. `torch.export.load` falls back to pickle, so a graph from a stranger could run code; tracing
+the model again is safe, takes seconds, and finds the same names. Passes may have merged or folded weights, so the file
+holds the tensors of the graph, not those of the model, and fits an Artifact that was compiled in the same way.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ggpass.errors import FormatError
+from ggpass.file.save import CodedWeight, Item
+from ggpass.formats import Format, Quantized, get_format
+from ggpass.packed.reader import PackedFile
+from ggpass.targets.artifact import Artifact
+
+CODES, SCALE = "_codes", "_scale"
+
+
+def coded_names(artifact: Artifact) -> dict[str, tuple[Tensor, Tensor]]:
+    """name -> (codes, scale) for each pair of tensors that a lowered node of the graph reads."""
+    tensors = dict(artifact.program.graph_module.state_dict(keep_vars=True))
+    found = {}
+    for name, tensor in tensors.items():
+        base = name.removesuffix(CODES)
+        if base != name and tensor.dtype is torch.uint8 and tensor.dim() == 2 and f"{base}{SCALE}" in tensors:
+            found[base] = (tensor, tensors[f"{base}{SCALE}"])
+    return found
+
+
+def format_of(artifact: Artifact) -> Format:
+    """The format that its target string names."""
+    return get_format(artifact.target.partition("-")[0])
+
+
+def items_of_artifact(artifact: Artifact) -> dict[str, Item]:
+    """What to save under which name; the codebook is the format's and is not saved."""
+    fmt, pairs = format_of(artifact), coded_names(artifact)
+    items: dict[str, Item] = {
+        name: CodedWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
+        for name, (codes, scale) in pairs.items()
+    }
+    left_out = {f"{name}{suffix}" for name in pairs for suffix in (CODES, SCALE)} | {f"{fmt.name}_codebook"}
+    for name, tensor in artifact.program.graph_module.state_dict(keep_vars=True).items():
+        if name not in left_out:
+            items[name] = tensor
+    return items
+
+
+def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
+    """Fill an Artifact's tensors from a file that one like it was saved to.
+
+    Raises:
+        FormatError: a damaged file, or an Artifact whose tensors have other names, shapes or formats.
+    """
+    items, pairs = items_of_artifact(artifact), coded_names(artifact)
+    with PackedFile(path) as file:
+        if set(items) != set(file.names):
+            odd = sorted(set(items) ^ set(file.names))[0]
+            raise FormatError(
+                f"{path} and the artifact do not hold the same tensors ({odd}); compile the same model for the same "
+                "target, inputs and passes, and load into that"
+            )
+        for name, item in items.items():
+            stored, wanted = file.stored(name), item.format.name if isinstance(item, CodedWeight) else ""
+            if stored.format != wanted or stored.shape != tuple(item.shape):
+                raise FormatError(
+                    f"{name} is {stored.format or 'float'} {list(stored.shape)} in the file and {wanted or 'float'} "
+                    f"{list(item.shape)} in the artifact; compile for the target that was saved"
+                )
+        quantized = file.all_codes(dict.fromkeys(pairs), threads=threads)
+        with torch.no_grad():
+            for name, (codes, scale) in pairs.items():
+                codes.copy_(quantized[name].codes)
+                scale.copy_(quantized[name].scale)
+            for name, item in items.items():
+                if isinstance(item, Tensor):
+                    item.copy_(file.read(name, threads=threads))

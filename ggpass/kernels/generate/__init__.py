@@ -1,1 +1,0 @@
-"""The generator of the CPU kernels, in TVM TensorIR. Only `ggpass.kernels.library` imports it, when it builds."""

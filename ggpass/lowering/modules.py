@@ -1,0 +1,187 @@
+"""Modules whose weight is codes: what `compile` without example inputs makes of float ones.
+
+A lowered module is the float module itself, of a class made from its own (`isinstance` holds): hooks, attributes and
+references to it stay, and its `.weight` decodes on access. The codes live in a child, `lowered`, which tied modules
+share as they shared the Parameter.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ggpass.errors import FormatError
+from ggpass.formats import Format, Quantized
+from ggpass.lowering.operators import DISPATCHED, Operators
+
+
+class LoweredWeight(nn.Module):
+    """w = codebook[codes] · scale, reshaped to the weight it stands for.
+
+    Attributes:
+        codes: (N, K) uint8 buffer, canonical.
+        scale: (N,) or (1,) float32 buffer; it keeps its dtype when the model is cast.
+        codebook: (256,) float32 buffer, not in the state_dict: the format is part of the module.
+        shape, dtype: of the float weight; `.to(dtype)` on the model changes the latter.
+        transposed: whether the output channels are the weight's second dimension.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    codebook: Tensor
+
+    def __init__(
+        self,
+        quantized: Quantized,
+        fmt: Format,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        transposed: bool = False,
+        operators: Operators = DISPATCHED,
+    ) -> None:
+        super().__init__()
+        self.format = fmt
+        self.shape = shape
+        self.dtype = dtype
+        self.transposed = transposed
+        self.operators = operators
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scale", quantized.scale)
+        self.register_buffer("codebook", fmt.codebook.to(quantized.codes.device), persistent=False)
+        # In the state_dict, so that codes of one format are never read as another's.
+        self.register_buffer("format_name", torch.tensor(list(fmt.name.encode()), dtype=torch.uint8))
+
+    def decode(self) -> Tensor:
+        """The float weight, formed anew: `shape`, `dtype`."""
+        flat = self.operators.dequantize(self.codes, self.scale, self.codebook, self.dtype)
+        return flat.t().reshape(self.shape) if self.transposed else flat.view(self.shape)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x · Wᵀ + bias, W being the (N, K) matrix of the codes."""
+        return self.operators.linear(x, self.codes, self.scale, self.codebook, bias)
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        """Row `ids` of the weight."""
+        return self.operators.embedding(ids, self.codes, self.scale, self.codebook, self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.format.name}, {tuple(self.shape)}, stands for {str(self.dtype).removeprefix('torch.')}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoweredWeight":
+        # .half(), .bfloat16() and .to(dtype) are about the weight that the codes stand for: they change the dtype it
+        # decodes to. Scale and codebook follow the device only; in fewer bits they would change the weight.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        scale, codebook = self.scale, self.codebook
+        super()._apply(fn, recurse)
+        if self.scale.dtype is not scale.dtype:
+            self.scale = scale.to(self.scale.device)
+            self.codebook = codebook.to(self.scale.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        codes, scale, name = (state_dict.get(prefix + key) for key in ("codes", "scale", "format_name"))
+        if isinstance(name, Tensor) and bytes(name.tolist()).decode("ascii", "replace") != self.format.name:
+            stored = bytes(name.tolist()).decode("ascii", "replace")
+            raise FormatError(
+                f"{prefix}codes are {stored}, and this model was compiled for {self.format.name}; compile the float "
+                f"model for {stored} and load them into that"
+            )
+        if isinstance(codes, Tensor):
+            if codes.dtype is not torch.uint8:
+                raise FormatError(f"{prefix}codes are {codes.dtype}, and codes are uint8; save the state_dict again")
+            # Codes from outside may hold aliases that kernels need not know, or codes that mean no number.
+            state_dict = {**state_dict, f"{prefix}codes": self.format.canonicalize(codes)}
+        if isinstance(scale, Tensor) and not torch.isfinite(scale).all():
+            raise FormatError(f"{prefix}scale holds NaN or infinity; the state_dict is damaged")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Lowered:
+    """The mixin of every lowered module class."""
+
+    lowered: LoweredWeight
+    _made_of: tuple[type["Lowered"], type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new_lowered, self._made_of, self.__dict__
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight, decoded anew at each access; no gradient reaches the codes."""
+        return self.lowered.decode()
+
+
+def first_lowered(model: nn.Module) -> str | None:
+    """The name of a model's first lowered module; None where it has none."""
+    return next((name for name, module in model.named_modules() if isinstance(module, Lowered)), None)
+
+
+class LoweredLinear(Lowered):
+    """y = x · Wᵀ + b."""
+
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.lowered.linear(input, self.bias)
+
+
+class LoweredEmbedding(Lowered):
+    """y = W[ids]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.lowered.embedding(input)
+
+
+class LoweredConv(Lowered):
+    """y = x ∗ W + b: the float module's own forward, which reads `.weight`."""
+
+
+#: Module classes with a lowering: the mixin, and whether output channels are the weight's second dimension. A
+#: subclass counts where it has not changed `forward`.
+LOWERINGS: dict[type[nn.Module], tuple[type[Lowered], bool]] = {
+    nn.Linear: (LoweredLinear, False),
+    nn.Embedding: (LoweredEmbedding, False),
+    nn.Conv1d: (LoweredConv, False),
+    nn.Conv2d: (LoweredConv, False),
+}
+
+
+def lowering_of(module: nn.Module) -> tuple[type[Lowered], bool] | str:
+    """The mixin for a module and whether its weight is transposed, or why it has none."""
+    cls = type(module)
+    # Hugging Face's Conv1D is a linear with a (K, N) weight; known by name, so that nothing imports transformers.
+    if cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils":
+        return LoweredLinear, True
+    for base, lowering in LOWERINGS.items():
+        if isinstance(module, base):
+            if cls.forward is not base.forward:
+                return f"{cls.__name__} has a forward of its own, different from {base.__name__}'s"
+            if getattr(module, "max_norm", None) is not None:
+                return "Embedding(max_norm=…) rescales its weight at each call"
+            return lowering
+    return f"held by {cls.__name__}, which has no lowering without a graph (example inputs give one)"
+
+
+_classes: dict[tuple[type, type], type[nn.Module]] = {}
+
+
+def _lowered_class(mixin: type[Lowered], base: type[nn.Module]) -> type[nn.Module]:
+    """One class for each pair, so that equal modules stay of equal class."""
+    if (mixin, base) not in _classes:
+        members = {"__module__": __name__, "__doc__": mixin.__doc__, "_made_of": (mixin, base)}
+        _classes[mixin, base] = type(f"Lowered{base.__name__}", (mixin, base), members)
+    return _classes[mixin, base]
+
+
+def _new_lowered(mixin: type[Lowered], base: type[nn.Module]) -> nn.Module:
+    """An empty module of a lowered class, for copies and pickles: they cannot find a class made at run time."""
+    cls = _lowered_class(mixin, base)
+    return cls.__new__(cls)
+
+
+def lower_in_place(module: nn.Module, mixin: type[Lowered], weight: LoweredWeight) -> None:
+    """Let `module` compute with `weight` in place of its own; its hooks, attributes and every reference to it stay."""
+    del module._parameters["weight"]
+    module.__class__ = _lowered_class(mixin, type(module))
+    module.lowered = weight

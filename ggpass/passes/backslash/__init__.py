@@ -1,0 +1,76 @@
+"""BackSlash: rate-constrained training, as a regularizer beside an optimizer or as nodes of a training graph."""
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.optim import Optimizer
+
+from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.program import Program
+from ggpass.training import RateSettings, Regularizer
+from ggpass.graph.edges import insert_on_weight_edges, weights_of
+from ggpass.passes.backslash.node import node_state, rate_node
+from ggpass.passes.backslash.selection import select
+from ggpass.graph.weights import Weight
+
+
+@dataclass(frozen=True)
+class BackSlash(RateSettings):
+    """min D(θ) + λ·R(θ), R the bits of the weights under a generalized Gaussian fitted to each tensor.
+
+    After "BackSlash: Rate Constrained Optimized Training of Large Language Models" (arXiv 2504.16968), with a proximal
+    step, a slope in true bits, and λ that can follow a target. The fields are those of `RateSettings`.
+
+    `attach(model, optimizer)` works beside any training loop: BackSlash(target_bits=1.5).attach(model, optimizer).
+    """
+
+    def __call__(self, program: Program) -> Report:
+        """Insert a node on each regularized weight's edge of a training graph, in the coupled modes.
+
+        1. w → w forward, g → g + s·λ·m·ρ'(|w|)·sign(w) backward: once for each weight, however many uses and names.
+        2. The nodes are idle until `attach`; from then on they follow the fits, λ and the schedule without a new
+           trace, and the optimizer's step adds nothing to what they carried.
+        3. The proximal modes act after the optimizer's step alone: no node, and the report says so.
+
+        Raises:
+            WeightError: nothing to regularize, or a pattern that matches nothing.
+        """
+        report = Report("BackSlash")
+        if "coupled" not in self.mode:
+            report.notes.append(f"mode={self.mode!r} acts after the optimizer's step: attach(optimizer); no node")
+            return report
+        selection = select(program.graph_module, self)
+        report.skips += selection.report.skips
+        used = {id(weight.tensor) for weight in weights_of(program)}
+        chosen = []
+        for name, tensor in zip(selection.names, selection.weights):
+            if id(tensor) in used:
+                chosen.append(name)
+                report.changes.append(Change(name, "the rate's gradient joins its own"))
+            else:
+                report.skips.append(Skip(name, "the graph does not use it"))
+        insert_on_weight_edges(program, chosen, _make_node)
+        report.notes.append("the nodes are idle until attach(optimizer)")
+        return report
+
+    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Regularizer:
+        """Regularize a model's matrices at every step of its optimizer.
+
+        Args:
+            model: any module; its Parameters stay its own.
+            optimizers: those that train it, usually one.
+
+        Returns:
+            The attached Regularizer: `status()`, `bits()`, `state_dict()`, `detach()`.
+
+        Raises:
+            WeightError: nothing to regularize, or a pattern that matches nothing.
+            InputError: the optimizers hold none of the weights, or the settings do not fit the model.
+        """
+        return Regularizer(model, self).attach(*optimizers)
+
+
+def _make_node(program: Program, source: fx.Node, weight: Weight) -> fx.Node:
+    name = program.free_name(f"ggpass_rate_{source.name}")
+    program.set_weight(name, node_state(weight.tensor).values, buffer=True)
+    return program.graph.call_function(rate_node, (source, program.get_attr(name)))

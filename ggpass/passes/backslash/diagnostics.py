@@ -1,0 +1,177 @@
+"""Asked for b bits a weight, reached b': what the course of a training tells about a target that was missed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ggpass.passes.backslash.controller import FOLLOW, LARGEST_DROP, Controller
+from ggpass.passes.backslash.settings import RateSettings
+
+#: Of a training's measurements; a hindrance in fewer of them is not why a target was missed.
+NOTABLE = 0.2
+
+#: Of the weights; as many that no step reached are why.
+ABSENT = 0.05
+
+
+@dataclass
+class Course:
+    """What happened on the way to a target.
+
+    Attributes:
+        count: of weight tensors.
+        present: since λ was last chosen, in how many steps each tensor had a gradient.
+        reach: running mean of each tensor's share of steps with a gradient; empty before the second choice.
+        chosen_at: the step at which λ was last chosen; −1 before the first.
+        absences: Σ over the choices of each tensor's share of steps without a gradient.
+        choices: how often λ was chosen.
+        powerless: choices in which even the largest λ brings about less than half of what was needed.
+        largest_rate, last_rate: learning rate, in the mean over the weights.
+        bits_ahead_of_tail: at the last measurement of a step with a rate.
+    """
+
+    count: int
+    present: list[int] = field(default_factory=list)
+    reach: list[float] = field(default_factory=list)
+    chosen_at: int = -1
+    absences: list[float] = field(default_factory=list)
+    choices: int = 0
+    powerless: int = 0
+    largest_rate: float = 0.0
+    last_rate: float = 0.0
+    bits_ahead_of_tail: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.present = self.present or [0] * self.count
+        self.absences = self.absences or [0.0] * self.count
+
+    def stepped(self, indices: Iterable[int]) -> None:
+        """Note whose weights a step reaches."""
+        for index in indices:
+            self.present[index] += 1
+
+    def shares_with_gradient(self, weights: Sequence[nn.Parameter], steps: int) -> list[float]:
+        """The share of steps in which each tensor had a gradient, lately; at first, as it is now.
+
+        What λ will do to an expert that few batches reach is forecast with it. 1 exactly for a weight of every step.
+        """
+        if self.chosen_at < 0:
+            shares = [float(weight.grad is not None) for weight in weights]
+        else:
+            shares = [number / max(1, steps - self.chosen_at) for number in self.present]
+            shares = [old + FOLLOW * (new - old) for old, new in zip(self.reach or shares, shares)]
+            self.reach = shares
+        self.absences = [a + max(0.0, 1 - share) for a, share in zip(self.absences, shares)]
+        self.present, self.chosen_at = [0] * self.count, steps
+        return shares
+
+    def led(self, needed: float, foreseen: float, rate: float) -> None:
+        """Note a choice of λ.
+
+        Args:
+            needed: ln of the factor that was to be applied to the bits; at most 0.
+            foreseen: what the chosen λ is forecast to apply.
+            rate: learning rate, in the mean over the weights.
+        """
+        self.choices += 1
+        self.powerless += foreseen > needed / 2
+        self.largest_rate, self.last_rate = max(self.largest_rate, rate), rate
+
+    def told(
+        self,
+        goal: Controller,
+        settings: RateSettings,
+        steps: int,
+        bits: float,
+        weights: Sequence[nn.Parameter],
+        names: Sequence[str],
+    ) -> str:
+        """`asked 1.50 bits a weight, reached 2.10 after 40 steps, because …; give …`."""
+        start = f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps"
+        why = self._unfinished(goal, settings, steps) or self._tail(goal, settings)
+        why = why or _too_few(goal, bits, sum(weight.numel() for weight in weights))
+        if not why:
+            why = self._more(goal, weights, names) if bits > goal.target else _fewer(goal)
+        return f"{start}, because {why}"
+
+    def _unfinished(self, goal: Controller, settings: RateSettings, steps: int) -> str:
+        total = settings.total_steps
+        if total is not None and steps < total:
+            return f"the training ended ahead of total_steps={total}; give the real number of optimizer steps"
+        if total is None and steps < goal.start_step + goal.ramp:
+            return f"the ramp of {goal.ramp} steps was not over; give total_steps=, or a shorter ramp in the schedule"
+        return ""
+
+    def _tail(self, goal: Controller, settings: RateSettings) -> str:
+        tail = settings.schedule.steps(settings.schedule.tail, settings.total_steps)
+        if not tail or goal.misses(self.bits_ahead_of_tail):
+            return ""
+        return (
+            f"the tail of {tail} steps trains without a rate, and the bits were {self.bits_ahead_of_tail:.2f} ahead of "
+            "it; shorten it, or ask for fewer bits"
+        )
+
+    def _more(self, goal: Controller, weights: Sequence[nn.Parameter], names: Sequence[str]) -> str:
+        """Why there are more bits than asked for: the first hindrance that shows."""
+        sizes = [weight.numel() for weight in weights]
+        count = sum(sizes)
+        absent = sum(a * size for a, size in zip(self.absences, sizes)) / max(1, self.choices * count)
+        if absent > ABSENT:
+            worst = sorted(range(self.count), key=lambda i: -self.absences[i] * sizes[i])
+            some = ", ".join(names[i] for i in worst[:3])
+            return (
+                f"{100 * absent:.0f} % of the weights had no gradient in the mean over the steps ({some}), as experts "
+                "that no token reaches, and steps leave them alone; train them, or skip= them"
+            )
+        if self.largest_rate == 0:
+            return "the learning rate was 0, by which the rate's steps are scaled"
+        if goal.hurried > NOTABLE * self.choices:
+            share = 100 * (1 - math.exp(-LARGEST_DROP))
+            return (
+                f"from one measurement to the next λ lowers them by at most {share:.0f} %, and there were "
+                f"{self.choices} in all; give more steps, or a schedule with a longer ramp"
+            )
+        if self.powerless > NOTABLE * self.choices:
+            return (
+                f"at a learning rate of {self.last_rate:.2g} no λ moves the weights far enough; train longer or at a "
+                "higher learning rate, let it decay later, or give a larger step= (Δ of the grid)"
+            )
+        if self.last_rate > self.largest_rate / 2:
+            return (
+                f"the learning rate was still {self.last_rate:.2g} at the end, where the loss moves the bits between "
+                "two measurements; let it decay, or give a smaller refit_every"
+            )
+        return "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists of them."""
+        return {name: value for name, value in vars(self).items() if name != "count"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        for name, value in state.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+def _too_few(goal: Controller, bits: float, count: int) -> str:
+    """Where a miss is what one weight makes: another symbol of it moves H by about log2(n)/n."""
+    jump = math.log2(max(2, count)) / max(1, count)
+    if abs(bits - goal.target) > jump:
+        return ""
+    return f"one weight of only {count} changes the bits by about {jump:.2f}; they cannot be led closer"
+
+
+def _fewer(goal: Controller) -> str:
+    """Why there are fewer bits than asked for."""
+    if goal.began_below:
+        return (
+            f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
+            "step= (Δ of the grid)"
+        )
+    return (
+        "λ had lowered them further than was forecast, and too few steps were left for them to grow again; train "
+        "longer, or give a smaller refit_every"
+    )

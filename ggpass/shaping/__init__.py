@@ -1,1 +1,0 @@
-"""DeepShape's mathematics: histograms on a grid, their specification, the scale's compensation, the quantile pull."""
