@@ -12,7 +12,7 @@ import pytest
 from support.cuda_stub import Stub, stub  # noqa: F401
 
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import compiler, cubins
+from ggpass.kernels.cuda import compiler, cubins, embedded
 from ggpass.kernels.cuda.compiler import Compiled
 from ggpass.kernels.cuda.cubins import Cubin
 from ggpass.kernels.cuda.embedded import Embedded
