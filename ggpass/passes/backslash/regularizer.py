@@ -17,7 +17,8 @@ from ggpass.graph.pipeline import Report
 from ggpass.passes.backslash import attached, identity
 from ggpass.passes.backslash.update import join_gradients, step_weights
 from ggpass.passes.backslash.priors import Fits
-from ggpass.passes.backslash.grid import GridHistogram, histogram
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.node import feed, stop_feeding
 from ggpass.passes.backslash.on_grid import ExactWeights
 from ggpass.passes.backslash.optimizers import LossScale, after_closure, gradient_scale, has_closure, learning_rates, skipped
@@ -279,7 +280,7 @@ class Regularizer:
         """λ in force, before the schedule's factor."""
         return self._rate.strength
 
-    def histogram(self) -> GridHistogram:
+    def histogram(self) -> Histogram:
         """The symbols of all regularized weights on their grids, counted now.
 
         Raises:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ggpass.errors import FormatError, WeightError
-from ggpass.ggd import GGD, fit_moments
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
 from ggpass.passes.deepshape import FLOATS, reason_by_name
 from ggpass.graph.pipeline import Change, Report, Skip
 from ggpass.graph.program import Program
 from ggpass.passes.deepshape.pull import PullState, pull_node, states_of
-from ggpass.passes.deepshape.rows import std_to_scale
 from ggpass.passes.deepshape.specification import MIN_ELEMENTS, MIN_SHAPE
 from ggpass.graph.edges import insert_on_weight_edges, weights_of
 from ggpass.graph.weights import Weight, check_patterns
@@ -129,8 +129,7 @@ class DeepShapePull:
         shape = self.shape_ratio * fit.shape
         if self.mode == "paper":
             return GGD(shape, self.scale_ratio * fit.scale)
-        std, nu = (torch.tensor(v, dtype=torch.float64) for v in (fit.std, shape))
-        return GGD(shape, float(std_to_scale(std, nu)))
+        return GGD.of_std(shape, fit.std)
 
     def _make_node(self, program: Program, source: fx.Node, weight: Weight) -> fx.Node:
         state = states_of(weight.tensor)[self]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ggpass.ggd import GGD, fit_moments
-from ggpass.passes.deepshape.histogram import Histogram, count
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.deepshape.histogram import count
 
 #: Elements whose squares are summed at a time.
 BLOCK_ELEMENTS = 1 << 20
@@ -112,8 +114,8 @@ def measure(name: str, old: Tensor, new: Tensor, moved: int, step: float) -> tup
         old.numel(),
         before=fit_moments(old),
         after=fit_moments(new),
-        bits_before=float(before.entropy()),
-        bits_after=float(after.entropy()),
+        bits_before=before.bits,
+        bits_after=after.bits,
         energy=energy,
         error=error,
         product=product,

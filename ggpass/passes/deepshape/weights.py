@@ -1,5 +1,6 @@
 """w → w' for the weights of a model, one at a time: what is reshaped, and what stays and why."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import WeightError
-from ggpass.ggd import fit_moments
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import Histogram
 from ggpass.passes.deepshape.figures import Reshaped, Shaped, measure
-from ggpass.passes.deepshape.histogram import Histogram, count
+from ggpass.passes.deepshape.histogram import count, join
 from ggpass.passes.deepshape.specification import (
     MIN_ELEMENTS,
     MIN_SHAPE,
@@ -81,12 +83,12 @@ def reshape(
         if moved:
             measured, histograms = measure(source.name, weight, new, moved, shaping.step)
             shaped.append(measured)
-            pooled = [a.plus(b) for a, b in zip(pooled, histograms)] or histograms
+            pooled = [join(a, b) for a, b in zip(pooled, histograms)] or histograms
             write(source, new)
         else:
             skipped.append((source.name, _reason_nothing_moved(weight, shared, shaping)))
         progress(source)
-    before, after = (float(h.entropy()) for h in pooled) if pooled else (math.nan, math.nan)
+    before, after = (h.bits for h in pooled) if pooled else (math.nan, math.nan)
     return Reshaped(tuple(shaped), tuple(skipped), before, after)
 
 
@@ -96,13 +98,7 @@ def _as_row(weight: Tensor) -> Tensor:
 
 def _all(sources: Sequence[Source], step: float) -> Histogram:
     """The histogram of all weights together."""
-    whole = None
-    for source in sources:
-        one = count(_as_row(source.read().detach()), step)
-        whole = one if whole is None else whole.plus(one)
-    if whole is None:
-        raise ValueError("no weights: nothing has a histogram")
-    return whole
+    return functools.reduce(join, (count(_as_row(source.read().detach()), step) for source in sources))
 
 
 def _reason_to_keep(source: Source, shaping: Shaping) -> str:

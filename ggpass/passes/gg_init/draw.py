@@ -1,17 +1,11 @@
 """w ~ GGD(ν, α, 0), from a generator that the seed and the weight's name alone determine."""
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor
 
-from ggpass.ggd import GGD
-
-
-def scale_of(std: float, shape: float) -> float:
-    """α = σ · √(Γ(1/ν)/Γ(3/ν)), so that the variance is σ² whatever ν."""
-    return std * math.exp((math.lgamma(1 / shape) - math.lgamma(3 / shape)) / 2)
+from ggpass.ggd.density import GGD
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
@@ -22,7 +16,7 @@ def generator_of(seed: int, name: str) -> torch.Generator:
 
 def draw(shape: torch.Size, std: float, nu: float, seed: int, name: str) -> Tensor:
     """w ~ GGD(ν, α = σ·√(Γ(1/ν)/Γ(3/ν))): float32 on the CPU, the same on every machine whatever the weight is on."""
-    return GGD(nu, scale_of(std, nu)).sample(shape, generator=generator_of(seed, name))
+    return GGD.of_std(nu, std).sample(shape, generator=generator_of(seed, name))
 
 
 def rms(tensor: Tensor) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggpass.packed.checkpoint import Checkpoint
 from ggpass.errors import WeightError
-from ggpass.ggd import fit_moments
+from ggpass.ggd.fit import fit_moments
 from ggpass.passes.gg_init.reading import Group
 
 #: ν of `shape="auto"` for each kind of operator, as `benchmarks/rate_at_quality.py` found: 0.7 trains the byte LM
