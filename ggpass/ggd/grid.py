@@ -17,14 +17,14 @@ from ggpass.ggd.blocks import blocks
 WINDOW = 1 << 15
 
 
-def symbols(weight: Tensor, step: float) -> Tensor:
+def symbols_of(weight: Tensor, step: float) -> Tensor:
     """q = round(w/Δ), ties to even: integers in the weight's shape, as float32, or float64 if the weight is."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)).div(step).round_()
 
 
 def on_grid(weight: Tensor, step: float) -> Tensor:
-    """ŵ = Δ·round(w/Δ), in the weight's dtype; computed as in `symbols`."""
-    return symbols(weight, step).mul_(step).to(weight.dtype)
+    """ŵ = Δ·round(w/Δ), in the weight's dtype; computed as in `symbols_of`."""
+    return symbols_of(weight, step).mul_(step).to(weight.dtype)
 
 
 def entropy(counts: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Counts:
     def add(self, weight: Tensor, step: float) -> None:
         """Count round(w/Δ) of a floating tensor, on its device, a block at a time."""
         for block in blocks(weight.detach()):
-            found = symbols(block, step)
+            found = symbols_of(block, step)
             low, high = (float(end) for end in torch.aminmax(found))
             if not (high < 2.0**62 and low > -(2.0**62)):  # NaN fails both
                 self.bad = True

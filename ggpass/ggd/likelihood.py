@@ -1,7 +1,5 @@
 """α^ν = ν·mean|x − μ|^ν and ν at the root of the likelihood's derivative: the maximum-likelihood fit."""
 
-import math
-
 import torch
 from torch import Tensor
 

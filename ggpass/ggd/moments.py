@@ -64,8 +64,8 @@ class Moments:
         """The moments of all usable populations taken as one; T = 1."""
         keep = self.usable | (self.second == 0)
         counts = self.counts[keep].sum().reshape(1)
-        means = ((values * self.counts)[keep].sum().reshape(1) / counts for values in (self.first, self.second))
-        return Moments(*means, counts)
+        first, second = ((mean * self.counts)[keep].sum().reshape(1) / counts for mean in (self.first, self.second))
+        return Moments(first, second, counts)
 
 
 def absolute_sums(weights: Sequence[Tensor]) -> Tensor:

@@ -112,6 +112,6 @@ def measure(files: Iterable[Path], progress: Callable[[str], None] = lambda name
                     plain.append(Measured(name, "plain", count, packed, packed))
                     continue
                 with naming(path, name):
-                    bits = sum(histogram(array.decode()).entropy * array.count for array in payload.arrays)
+                    bits = sum(histogram(array.decode()).bits * array.count for array in payload.arrays)
                 coded.append(Measured(name, stored.format or stored.kind, count, packed, bits / 8))
     return PackedInspection(tuple(coded), tuple(plain), aliases, size)

@@ -7,14 +7,13 @@ from 0.05 bits a symbol up, where every one-symbol prefix code wastes what lies 
 
 from ggpass.packed.codec.decoder import Decoder, decode
 from ggpass.packed.codec.encoder import Method, encode, encode_pieces
-from ggpass.packed.codec.histogram import Histogram, histogram
+from ggpass.packed.codec.histogram import histogram
 from ggpass.packed.codec.native import crc32c
 from ggpass.packed.codec.planes import decode_planes, encode_planes, merge_planes, merge_tasks, split_planes
 from ggpass.packed.codec.threads import run_all
 
 __all__ = [
     "Decoder",
-    "Histogram",
     "Method",
     "crc32c",
     "decode",

@@ -8,7 +8,7 @@ and `ranked`, the most frequent symbol first, as BackSlash does it, which stores
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.packed.codec.histogram import Histogram
+from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec.native import address, check, library
 
 MAX_ORDER = 32
@@ -31,7 +31,8 @@ def signed_unmap(n: np.ndarray) -> np.ndarray:
 
 def rank_order(histogram: Histogram) -> np.ndarray:
     """values by falling count, ties by rising magnitude, then the positive one: rank 0 is the most frequent."""
-    return histogram.values[np.lexsort((-histogram.values, np.abs(histogram.values), -histogram.counts))]
+    values = histogram.values.numpy()
+    return values[np.lexsort((-values, np.abs(values), -histogram.counts.numpy()))]
 
 
 def lengths(n: np.ndarray, order: int) -> np.ndarray:

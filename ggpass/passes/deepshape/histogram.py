@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import WeightError
-from ggpass.ggd.grid import Histogram, symbols
+from ggpass.ggd.grid import Histogram, symbols_of
 
 #: Cells that one histogram may have: 64-bit counts of as many take half a gigabyte.
 MAX_CELLS = 1 << 26
@@ -38,7 +38,7 @@ def count(rows: Tensor, step: float) -> Histogram:
     stride = max(1, BLOCK_ELEMENTS // rows.shape[1])
     for start in range(0, len(rows), stride):
         for block in rows[start : start + stride].split(BLOCK_ELEMENTS, dim=1):
-            at = symbols(block.double(), step).long().cpu() - lowest
+            at = symbols_of(block.double(), step).long().cpu() - lowest
             at += width * torch.arange(start, start + len(block))[:, None]
             counts += torch.bincount(at.flatten(), minlength=len(counts))
     return Histogram(torch.arange(lowest, lowest + width), counts.view(len(rows), width))

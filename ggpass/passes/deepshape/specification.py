@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.ggd.grid import Histogram, on_grid, symbols
+from ggpass.ggd.grid import Histogram, on_grid, symbols_of
 from ggpass.ggd.moments import Moments
 from ggpass.ggd.quantile import quantile
 from ggpass.passes.deepshape.histogram import BLOCK_ELEMENTS
@@ -83,7 +83,7 @@ class Specification:
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """T(w) float64, not yet on the grid, and whether w moves; (R, m) like `block`."""
         block = block.cpu().double()
-        cell = symbols(block, self.step)
+        cell = symbols_of(block, self.step)
         fraction = (block / self.step - cell + 0.5).clamp_(0.0, 1.0)
         at = cell.long() - self.lowest
         return torch.lerp(self.low.gather(1, at), self.high.gather(1, at), fraction), ~self.stays.gather(1, at)
@@ -116,13 +116,13 @@ def specify(histogram: Histogram, shaping: Shaping, total: int) -> Specification
     moves = (counts > 0) & ~stays
     row = moves.nonzero()[:, 0]
     inside, below, n = counts[moves].double(), (counts.cumsum(dim=1) - counts)[moves].double(), totals[row]
-    target = (shaping.shape_ratio * shape[row], shaping.scale_ratio * found.scale(shape)[row])
+    nu, alpha = shaping.shape_ratio * shape[row], shaping.scale_ratio * found.scale(shape)[row]
     low = torch.zeros_like(counts, dtype=torch.float64)
     high = low.clone()
-    low[moves] = ends = quantile(*target, (below + 0.5) / n)
+    low[moves] = ends = quantile(nu, alpha, (below + 0.5) / n)
     several = inside > 1
     ends = ends.clone()
-    ends[several] = quantile(*(t[several] for t in target), ((below + inside - 0.5) / n)[several])
+    ends[several] = quantile(nu[several], alpha[several], ((below + inside - 0.5) / n)[several])
     high[moves] = ends
     return Specification(step, int(histogram.values[0]), low, high, stays, shape)
 
