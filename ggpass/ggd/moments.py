@@ -82,7 +82,7 @@ def absolute_sums(weights: Sequence[Tensor]) -> Tensor:
     for index, weight in enumerate(weights):
         wide = torch.float32 if weight.device.type == "mps" else torch.float64  # which that device does not have
         for block in blocks(weight.detach()):
-            magnitude = block.to(wide).abs()
+            magnitude = block.to(wide, copy=True).abs_()
             sums.setdefault(block.device, []).append(torch.stack([magnitude.sum(), magnitude.dot(magnitude)]))
             places.setdefault(block.device, []).append(index)
     total = torch.zeros(len(weights), 2, dtype=torch.float64)

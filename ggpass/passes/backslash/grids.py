@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ggpass.passes.backslash.sharded import moments
+from ggpass.passes.backslash.statistics import moments
 
 #: The weight of the newest gradients in the running mean of ln g_i: the last few measurements count, since the first
 #: gradients of a training tell little of the ones it ends with.

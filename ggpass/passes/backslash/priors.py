@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ggpass.ggd.moments import Moments
 from ggpass.passes.backslash.settings import RateSettings
-from ggpass.passes.backslash.sharded import moments
+from ggpass.passes.backslash.statistics import moments
 
 #: A weight of its tensor's deviation σ moves by at most this share of σ in one proximal step, whatever λ is.
 LARGEST_SHARE = 0.25

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ggpass.ggd.moments import Moments, absolute_sums
-
 #: A mesh and the dimensions of it over which a tensor is sharded.
 Shards = tuple[Any, tuple[int, ...]]
 
@@ -81,16 +79,3 @@ def gather(values: Tensor, shards: Shards) -> Tensor:
         dist.all_gather(parts, torch.nn.functional.pad(moved, (0, longest - moved.numel())), group=group)
         moved = torch.cat([part[: int(length)] for part, length in zip(parts, lengths)])
     return moved.to(values.device)
-
-
-def moments(weights: Sequence[Tensor]) -> Moments:
-    """E|θ| and E[θ²] of each tensor; of a DTensor those of the whole, and every rank must call this.
-
-    Args:
-        weights: floating, any shapes, dtypes and devices.
-    """
-    sums = absolute_sums([local_part(weight.detach()) for weight in weights])
-    for shards, indices in grouped(weights).items():
-        if shards is not None:
-            sums[indices] = reduce_(sums[indices], shards)
-    return Moments.of_sums(sums, [weight.numel() for weight in weights])

@@ -15,7 +15,7 @@ from ggpass.errors import InputError, WeightError
 from ggpass.ggd import SHAPE_RANGE, fit_moments
 from ggpass.ggd.moments import shape_of_ratio
 from ggpass.passes.backslash.priors import Fits
-from ggpass.passes.backslash.sharded import moments
+from ggpass.passes.backslash.statistics import moments
 from ggpass.training import RateSettings, entropy_bits, histogram
 
 
