@@ -3,13 +3,12 @@
 import re
 from collections.abc import Sequence
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.tables import Column, size, table
 
 #: Names get at least this many columns, however narrow the terminal.
 LEAST_ROOM = 24
@@ -18,28 +17,13 @@ CHANGE_HEADINGS = ("what", "n", "change", "before", "after")
 SKIP_HEADINGS = ("what", "n", "reason", "size")
 
 
-def megabytes(count: int) -> str:
-    """Bytes for people, in MB (10^6) or kB (10^3)."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def wrap_name(name: str, width: int) -> str:
-    """A dotted name in lines of at most `width`, broken after dots where that is possible."""
-    lines = [""]
-    for part in name.replace(".", ".\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
 def _open_numbers(name: str) -> str:
     """A name with its layer numbers left open, so that a model's equal layers make one row."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _size(count: int) -> str:
-    return megabytes(count) if count else ""
+    return size(count) if count else ""
 
 
 def _change_rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
@@ -74,18 +58,10 @@ def _skip_rows(skips: Sequence[Skip]) -> list[tuple[str, ...]]:
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> Table:
-    """A plain table whose first column holds dotted names and gets what room the others leave."""
+    """The table of one part of a report, without the columns that are empty."""
     kept = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
-    others = sum(max(cell_len(t) for t in (headings[i], *(r[i] for r in rows))) + 2 for i in kept[1:])
-    room = max(LEAST_ROOM, width - others - 2)
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for i in kept:
-        number = headings[i] in ("n", "before", "after", "size")
-        table.add_column(headings[i], justify="right" if number else "left", no_wrap=number)
-    for row in rows:
-        name = "\n".join(wrap_name(part, room) for part in row[0].replace(" + ", " +\n").split("\n"))
-        table.add_row(*(escape(text) for text in (name, *(row[i] for i in kept[1:]))))
-    return table
+    columns = [Column(headings[i], words=headings[i] not in ("n", "before", "after", "size")) for i in kept]
+    return table(columns, [[row[i] for i in kept] for row in rows], width, title=title, least=LEAST_ROOM)
 
 
 class ReportView:
@@ -105,7 +81,7 @@ class ReportView:
         if self.report.bytes_before:
             lines.append(
                 f"{self.report.lowered_share:.2%} of the bytes of matrices lowered: "
-                f"{megabytes(self.report.bytes_before)} → {megabytes(self.report.bytes_after)}"
+                f"{size(self.report.bytes_before)} → {size(self.report.bytes_after)}"
             )
         if not any(part.changes or part.skips for part in self.report.flat()):
             lines = lines or ["nothing to do"]
