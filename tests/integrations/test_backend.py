@@ -10,7 +10,8 @@ from torch import nn
 
 import ggpass
 from ggpass import InputError, Report
-from ggpass.integrations.dynamo.backend import ggpass_backend, parameter_name
+from ggpass.integrations.dynamo.arguments import parameter_name
+from ggpass.integrations.dynamo.backend import ggpass_backend
 from ggpass.integrations.dynamo.code_cache import CACHE
 
 
