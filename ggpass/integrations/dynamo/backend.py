@@ -96,7 +96,11 @@ def lower_graph(
 
     # Float weights stay arguments: merging them at each call would double them.
     merge = MergeLinears(lowering.operators, lowering.allocate, floats=False)
-    report = Pipeline((LowerWeights(replace(lowering, check=refuse)), merge), "torch.compile")(program)
+    done = Pipeline((LowerWeights(replace(lowering, check=refuse)), merge))(program)
+    report = Report("torch.compile")
+    for part in done.parts:
+        report.changes += part.changes
+        report.skips += part.skips
     return program.compile(inner), report
 
 
