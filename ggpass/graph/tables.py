@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def table(
     gap: int = 2,
     least: int = 16,
     suffix: str = "",
-) -> Table:
+) -> "Table":
     """A table whose first column holds dotted names and gets the room that the others leave.
 
     Args:
@@ -77,6 +76,10 @@ def table(
         least: the room that names get, however narrow the terminal.
         suffix: an ending that all names lose if one of them has no room.
     """
+    from rich.cells import cell_len
+    from rich.markup import escape
+    from rich.table import Table
+
     lengths = (
         max(cell_len(line) for text in (c.title, c.foot, *(row[i] for row in rows)) for line in text.split("\n"))
         for i, c in enumerate(columns)
@@ -104,7 +107,10 @@ def table(
     return shown
 
 
-def with_lines(shown: Table | None, lines: Sequence[str]) -> Group:
+def with_lines(shown: "Table | None", lines: Sequence[str]) -> "Group":
     """A table, if there is one, and lines of words below it."""
+    from rich.console import Group
+    from rich.text import Text
+
     text = Text("\n".join(lines))
     return Group(text) if shown is None else Group(shown, Text(), text)
