@@ -94,7 +94,7 @@ def pack_table(report: "PackReport", target: Path, seconds: float) -> "Renderabl
     from rich.table import Table
     from rich.text import Text
 
-    from ggpass.cli.inspect import count, size
+    from ggpass.graph.tables import count, size
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("largest weights", overflow="fold")

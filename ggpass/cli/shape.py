@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.console import progress, stdout
+from ggpass.cli.console import progress, say, stdout
+from ggpass.cli.options import Only, Skip
+from ggpass.graph.tables import Column, count, table, with_lines
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Group
 
     from ggpass.passes.deepshape import DeepShape, ShapeReport
 
@@ -41,12 +43,8 @@ def shape_command(
     scale_ratio: Annotated[float, typer.Option(help="α of the target to α of the fit; `paper` only.")] = 0.6,
     step: Annotated[float, typer.Option(help="The grid that weights are counted on, and moved to.")] = 2.0**-13,
     rare: Annotated[float, typer.Option(help=RARE_HELP)] = 1000,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Only weights whose name matches; may be repeated.")
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Leave weights whose name matches; may be repeated.")
-    ] = None,
+    only: Only = None,
+    skip: Skip = None,
 ) -> None:
     """Remap a model's matrices so that their codes cost fewer bits (DeepShape).
 
@@ -72,50 +70,36 @@ def shape_command(
         report = shape_file(source, target, settings, advance)
     console = stdout()
     console.print(shape_table(report, settings, console.width))
-    console.print(f"written in {time.perf_counter() - start:.1f} s: {target}", highlight=False, markup=False)
+    say(f"written in {time.perf_counter() - start:.1f} s: {target}")
 
 
-def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "RenderableType":
+def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "Group":
     """One row for each reshaped weight, all of them as the foot, and below it what stays."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from ggpass.cli.inspect import count
-    from ggpass.graph.tables import wrap_name
-
     done = report.reshaped
     lines = [_sentence(report, settings)]
     lines += [f"left: {name}: {reason}" for name, reason in _by_reason(report).items()]
-    text = Text("\n".join(lines))
     if done is None or not done.shaped:
-        return text
-    # The other columns take this much; the names get the rest, in as many lines as they need.
-    room = max(16, width - 52)
-    names = [s.name for s in done.shaped]
-    if any(len(name) > room for name in names):
-        names = [name.removesuffix(".weight") for name in names]
+        return with_lines(None, lines)
     bits = done.mean(lambda s: s.bits_before), done.mean(lambda s: s.bits_after)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True, pad_edge=False)
-    table.add_column("\nweight", overflow="fold", footer=f"all {len(names)} matrices, {count(done.size)}")
-    for title, foot in (
-        ("\nν", ""),
-        ("\nσ'/σ", ""),
-        ("\nbits each", f"{bits[0]:.2f}→{bits[1]:.2f}"),
-        ("\nchange", f"{done.change:.2%}"),
-        ("beside\nscale", f"{done.change - done.change_of_scale:.2%}"),
-    ):
-        table.add_column(title, justify="right", no_wrap=True, footer=foot)
-    for s, name in zip(done.shaped, names):
-        table.add_row(
-            escape(wrap_name(name, room)),
+    columns = [
+        Column("\nweight", f"all {len(done.shaped)} matrices, {count(done.size)}"),
+        *(Column("\nν"), Column("\nσ'/σ")),
+        Column("\nbits each", f"{bits[0]:.2f}→{bits[1]:.2f}"),
+        Column("\nchange", f"{done.change:.2%}"),
+        Column("beside\nscale", f"{done.change - done.change_of_scale:.2%}"),
+    ]
+    rows = [
+        [
+            s.name,
             f"{s.before.shape:.2f}→{s.after.shape:.2f}",
             f"{s.after.std / s.before.std:.3f}",
             f"{s.bits_before:.2f}→{s.bits_after:.2f}",
             f"{s.change:.2%}",
             f"{s.change - s.change_of_scale:.2%}",
-        )
-    return Group(table, Text(), text)
+        ]
+        for s in done.shaped
+    ]
+    return with_lines(table(columns, rows, width, suffix=".weight"), lines)
 
 
 def _sentence(report: "ShapeReport", settings: "DeepShape") -> str:

@@ -12,7 +12,10 @@ from torch import Tensor
 from ggpass.errors import FormatError, WeightError
 from ggpass.formats import FORMATS, Format, Scheme, quantize
 from ggpass.formats.scheme import row_blocks
-from ggpass.ggd import GGD, Rival, Verdict, best_by_aic, fit_moments, fit_rivals
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import entropy
+from ggpass.ggd.rivals import Rival, Verdict, best_by_aic, fit_rivals
 from ggpass.packed.checkpoint import Checkpoint, TensorInfo
 
 #: The dtypes of weights that a format can take, by safetensors' names.
@@ -34,8 +37,7 @@ class FormatFit:
     @property
     def entropy(self) -> float:
         """H = −Σ p_c log2 p_c, the zero-order entropy of the codes in bits a weight."""
-        p = self.counts[self.counts > 0].double() / self.counts.sum()
-        return max(0.0, -(p * p.log2()).sum().item())
+        return entropy(self.counts).item()
 
 
 @dataclass(frozen=True)
