@@ -5,17 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.graph.report import Change, Skip
-from ggpass.packed.convert import Progress, check_patterns, find_aliases, silent
-from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
+from ggpass.graph.report import Skip
+from ggpass.graph.weights import Selection, Weight
+from ggpass.packed.convert import Progress, find_aliases, silent
+from ggpass.packed.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_bytes, as_tensor
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.writer import Writer
-from ggpass.passes.deepshape import DeepShape, ShapeReport, reason_by_name
-from ggpass.passes.deepshape.figures import in_words, summary
+from ggpass.passes.deepshape import DeepShape, ShapeReport
 from ggpass.passes.deepshape.weights import Source, reshape
 
 
@@ -47,9 +48,10 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
             raise FormatError(f"{source} is packed; `ggpass unpack` it first, and pack the reshaped file")
         entries = file.layout.entries
         matrices = [e.name for e in entries.values() if e.dtype in WEIGHT_DTYPES and len(e.shape) >= 2]
-        check_patterns(matrices, settings.only, settings.skip)
+        Selection(settings.only, settings.skip).check(matrices)
         report, aliases = ShapeReport("DeepShape"), find_aliases(file)
-        chosen = _choose(file, settings, aliases, report)
+        weights = _choose(file, settings, aliases, report)
+        chosen = [weight.name for weight in weights]
         header = write_layout(entries, file.layout.metadata)
         stat = source.stat()
         plan = json.dumps(["shape 1", str(settings), stat.st_size, stat.st_mtime_ns])
@@ -65,12 +67,7 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
             reshaped = reshape(sources, settings, lambda source, new: copier.write(source.name, new), step)
             copier.write_rest()
             writer.finish(header)
-    report.skips += [Skip(name, reason, entries[name].nbytes) for name, reason in reshaped.skipped]
-    for shaped in reshaped.shaped:
-        names = [shaped.name, *(a for a, n in aliases.items() if n == shaped.name)]
-        report.changes.append(Change(" = ".join(names), in_words(shaped)))
-    report.notes.append(summary(reshaped, settings.step))
-    report.reshaped = reshaped
+    report.add(reshaped, settings.step, weights)
     return report
 
 
@@ -86,25 +83,20 @@ def _check_paths(source: Path, target: Path) -> None:
         raise GgpassError(f"{target.parent} is no directory; make it first")
 
 
-def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], report: ShapeReport) -> list[str]:
-    """The names of the tensors to reshape, in the order of the file; the others go into the report."""
-    names = {name: [name, *(a for a, n in aliases.items() if n == name)] for name in file.layout.entries}
-    chosen = []
+def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], report: ShapeReport) -> list[Weight]:
+    """The tensors to reshape, in the order of the file; the others go into the report."""
+    weights = []
     for entry in file.layout.entries.values():
+        dtype = TORCH_DTYPES.get(entry.dtype)
         if entry.name in aliases:
             continue
-        matrix = len(entry.shape) >= 2
-        if entry.dtype not in WEIGHT_DTYPES:
-            reason = f"is {entry.dtype}, not a float weight"
-        elif not matrix:
-            reason = f"{len(entry.shape)}-D (bias, norm): stays as it is"
+        if dtype is None:
+            matrix = len(entry.shape) >= 2
+            report.skips.append(Skip(entry.name, f"is {entry.dtype}, not a float weight", entry.nbytes, matrix=matrix))
         else:
-            reason = reason_by_name(names[entry.name], settings.only, settings.skip)
-        if reason:
-            report.skips.append(Skip(entry.name, reason, entry.nbytes, matrix=matrix))
-        else:
-            chosen.append(entry.name)
-    return chosen
+            names = (entry.name, *(a for a, n in aliases.items() if n == entry.name))
+            weights.append(Weight(names, torch.empty(entry.shape, dtype=dtype, device="meta"), lazy=True))
+    return Selection(settings.only, settings.skip).choose(weights, report)
 
 
 def _reader(file: TensorFile, entry: Entry) -> Callable[[], Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class CodedWeight:
+class StoredWeight:
     """One tensor of a file.
 
     Attributes:
@@ -49,8 +49,8 @@ class CodedWeight:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def total(weights: Iterable[CodedWeight]) -> CodedWeight:
+def total(weights: Iterable[StoredWeight]) -> StoredWeight:
     """Return all weights as one."""
     weights = tuple(weights)
     count, size = sum(w.elements for w in weights), sum(w.bytes for w in weights)
-    return CodedWeight("total", "", (count,), size, sum(w.entropy_bytes for w in weights))
+    return StoredWeight("total", "", (count,), size, sum(w.entropy_bytes for w in weights))

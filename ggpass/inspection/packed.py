@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggpass.inspection.coded import CodedWeight, total
+from ggpass.inspection.coded import StoredWeight, total
 from ggpass.packed.codec import histogram
 from ggpass.packed.reader import PackedFile, naming
 
@@ -20,8 +20,8 @@ class PackedInspection:
         file_bytes: of the files, headers included.
     """
 
-    coded: tuple[CodedWeight, ...]
-    plain: tuple[CodedWeight, ...]
+    coded: tuple[StoredWeight, ...]
+    plain: tuple[StoredWeight, ...]
     aliases: dict[str, str]
     file_bytes: int
 
@@ -31,7 +31,7 @@ class PackedInspection:
         return sum(t.elements for t in (*self.coded, *self.plain))
 
     @property
-    def total(self) -> CodedWeight:
+    def total(self) -> StoredWeight:
         """All coded tensors as one."""
         return total(self.coded)
 
@@ -53,8 +53,8 @@ def measure(files: Iterable[Path], progress: Callable[[str], None] = lambda name
     Raises:
         FormatError: a damaged file; the message names the tensor.
     """
-    coded: list[CodedWeight] = []
-    plain: list[CodedWeight] = []
+    coded: list[StoredWeight] = []
+    plain: list[StoredWeight] = []
     aliases: dict[str, str] = {}
     size = 0
     for path in files:
@@ -66,9 +66,9 @@ def measure(files: Iterable[Path], progress: Callable[[str], None] = lambda name
                 packed = opened.packed_bytes(name)
                 payload = opened.payload(name)
                 if stored.kind == "plain":
-                    plain.append(CodedWeight(name, "plain", stored.shape, packed, packed))
+                    plain.append(StoredWeight(name, "plain", stored.shape, packed, packed))
                     continue
                 with naming(path, name):
                     bits = sum(histogram(array.decode()).bits * array.count for array in payload.arrays)
-                coded.append(CodedWeight(name, stored.format or stored.kind, stored.shape, packed, bits / 8))
+                coded.append(StoredWeight(name, stored.format or stored.kind, stored.shape, packed, bits / 8))
     return PackedInspection(tuple(coded), tuple(plain), aliases, size)

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from ggpass.errors import FormatError
-from ggpass.inspection.coded import CodedWeight, total
+from ggpass.inspection.coded import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
 from ggpass.onnx.reader import bytes_of, load
 from ggpass.packed.codec import histogram
 
 
 @dataclass(frozen=True)
-class CodedTensor(CodedWeight):
+class CodedTensor(StoredWeight):
     """The codes of one weight, a byte each.
 
     Attributes:
@@ -46,7 +46,7 @@ class CodedFile:
     other_bytes: int
 
     @property
-    def total(self) -> CodedWeight:
+    def total(self) -> StoredWeight:
         """All codes as one."""
         return total(self.tensors)
 

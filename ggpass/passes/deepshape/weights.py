@@ -109,29 +109,49 @@ def _reason_to_keep(source: Source, shaping: Shaping) -> str:
     """
     weight = source.read().detach()
     size = weight.numel()
-    if not size:
-        return "is empty"
-    low, high = (float(bound) for bound in weight.aminmax())
-    if not math.isfinite(high - low):
-        raise WeightError(f"weight {source.name!r} holds NaN or infinity; repair it, or skip=[{source.name!r}]")
-    if low == high:
-        return "all of its weights are " + ("zero" if low == 0 else "equal")
-    if shaping.granularity == "channel":
+    if size and shaping.granularity == "channel":
         size //= weight.shape[1 if source.transposed else 0]
-    if size < MIN_ELEMENTS:
-        where = " in a channel" if shaping.granularity == "channel" else ""
-        return f"has {size} weights{where}, too few to fit (least {MIN_ELEMENTS})"
+    reason = reason_without_fit(source.name, weight, size, " in a channel" if shaping.granularity == "channel" else "")
+    if reason:
+        return reason
     deviation = fit_moments(weight).std
     if deviation < MIN_STEPS * shaping.step:
         return f"its σ of {deviation:.2g} is below {MIN_STEPS:g} steps of {shaping.step:.3g}; choose a smaller step"
     return ""
 
 
+def reason_without_fit(name: str, weight: Tensor, size: int, where: str = "") -> str:
+    """Return the reason why a weight has no fit to go by (empty, constant, too small), or ''.
+
+    Args:
+        name: of the weight.
+        weight: its values, floating.
+        size: the elements that are fitted together.
+        where: they lie, for the reason.
+
+    Raises:
+        WeightError: NaN or infinity in it.
+    """
+    if not weight.numel():
+        return "is empty"
+    low, high = (float(bound) for bound in weight.aminmax())
+    if not math.isfinite(high - low):
+        raise WeightError(f"weight {name!r} holds NaN or infinity; repair it, or skip=[{name!r}]")
+    if low == high:
+        return "all of its weights are " + ("zero" if low == 0 else "equal")
+    return f"has {size} weights{where}, too few to fit (least {MIN_ELEMENTS})" if size < MIN_ELEMENTS else ""
+
+
+def reason_of_shape(shape: float) -> str:
+    """Return the reason why a weight of this ν is left alone, or ''."""
+    return f"its ν of {shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape" if shape < MIN_SHAPE else ""
+
+
 def _reason_nothing_moved(weight: Tensor, shared: Specification | None, shaping: Shaping) -> str:
     if shared is not None and not float(shared.shape) >= MIN_SHAPE:
         return f"all weights together have a ν below {MIN_SHAPE:g}: reshape each by itself"
-    if shaping.granularity == "tensor" and fit_moments(weight).shape < MIN_SHAPE:
-        return f"its ν of {fit_moments(weight).shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape"
+    if shaping.granularity == "tensor" and (reason := reason_of_shape(fit_moments(weight).shape)):
+        return reason
     if shaping.granularity == "channel":
         return f"none of its channels moves: each has a ν below {MIN_SHAPE:g}, too small a σ, or rare values alone"
     return f"each of its values is rarer than rare={shaping.rare:g} allows; lower rare"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ggpass.packed.checkpoint import Checkpoint
 from ggpass.errors import WeightError
 from ggpass.ggd.fit import fit_moments
-from ggpass.passes.gg_init.reading import Group
+from ggpass.passes.gg_init.candidate import Group
 
 #: ν of `shape="auto"` for each kind of operator, as `benchmarks/rate_at_quality.py` found: 0.7 trains the byte LM
 #: faster than 1 and 2 by five standard errors of three seeds (`benchmarks/results/rate/byte-lm.md`); on the CNN the
