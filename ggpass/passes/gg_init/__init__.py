@@ -13,7 +13,7 @@ from ggpass.passes.gg_init.read_modules import read_modules
 from ggpass.passes.gg_init.candidate import Candidate, Group, Use
 from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
 from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
-from ggpass.graph.weights import Selection, check_patterns, matches
+from ggpass.graph.weights import Selection, as_patterns, check_patterns, matches
 from ggpass.lowering.modules import first_lowered
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
@@ -100,6 +100,8 @@ class GGInit:
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise InputError(f"seed is an int, not {self.seed!r}")
+        for name in ("only", "skip"):
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))
         if is_like(self.shape):
             like = CheckpointShapes.read(str(self.shape).removeprefix("like:"))
             object.__setattr__(self, "_like", like)

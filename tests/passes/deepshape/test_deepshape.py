@@ -12,6 +12,7 @@ from scipy.special import gammaln
 from scipy.stats import gennorm
 from torch import Tensor, nn
 
+import ggpass
 from ggpass import FormatError, Program, WeightError
 from ggpass.ggd import GGD, fit_moments
 from ggpass.passes import DeepShape
@@ -282,3 +283,24 @@ def test_figures_are_those_of_the_weights() -> None:
         assert bits == pytest.approx(-(p * np.log2(p)).sum())
     assert shaped.moved == (new != old).sum() or shaped.moved > 0.9 * (new != old).sum()
     assert (done.pooled_before, done.pooled_after) == (shaped.bits_before, shaped.bits_after)
+
+
+def test_either_name_of_a_tied_weight_selects_it_in_a_program() -> None:
+    model, ids = Tied().eval(), torch.arange(5)[None]
+    for name in ("embed", "head", "head.weight"):
+        program = Program.trace(model, (ids,)).copy()
+        report = DeepShape(rare=0, skip=(name,))(program)
+        assert [change.name for change in report.changes] == ["mix.weight"]
+        assert f"matches skip={name!r}" in {skip.reason for skip in report.skips}
+        lowered = ggpass.compile(model, (ids,), target="rf8-reference", passes=[DeepShape(rare=0, only=name)])
+        assert "embed.weight = head.weight" in {c.name for part in lowered.report.flat() for c in part.changes}
+
+
+def test_a_training_graph_is_reshaped_in_the_callers_own_parameters() -> None:
+    model, ids = Tied(), torch.arange(5)[None]
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    DeepShape(rare=0, skip="mix")(Program(Program.trace(model, (ids,)).graph_module, model, training=True))
+    for name, (parameter, value) in before.items():
+        assert model.get_parameter(name) is parameter
+        assert parameter.requires_grad
+        assert torch.equal(parameter, value) == (name != "embed.weight")
