@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ggpass.cli.console import echo_json, many, progress, say, stderr, stdout
-from ggpass.cli.options import Dtype, DtypeOption, Json, ModelDir, Only, Skip, TargetName
+from ggpass.cli.options import Dtype, Json, ModelDir, Only, Skip, TargetName
 from ggpass.graph.tables import Column, size, table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def bench_command(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads for both models; left out: torch's.", min=1)
     ] = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: Dtype = "float32",
     only: Only = None,
     skip: Skip = None,
     json: Json = False,
@@ -67,9 +67,9 @@ def bench_command(
     resolve(target)
     if threads is not None:
         torch.set_num_threads(threads)
-    model, notes = load_model(model_dir, dtype.value)
+    model, notes = load_model(model_dir, dtype)
     model.to(place_for(target))
-    inputs = [token_inputs(model, batch, sequence) for batch, sequence in sizes]
+    inputs = [token_inputs(model, batch, sequence, "bench", "time it with ggpass.compile") for batch, sequence in sizes]
     with stderr().status(f"compiling for {target}"):
         lowered = compile(model, target=target, only=only or (), skip=skip or ())
     # A call on a GPU returns before it is done.
@@ -86,7 +86,7 @@ def bench_command(
             {
                 "model": str(model_dir),
                 "target": target,
-                "dtype": dtype.value,
+                "dtype": dtype,
                 "threads": torch.get_num_threads(),
                 "rounds": rounds,
                 "bytes": asdict(bytes_of),

@@ -8,20 +8,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import say, stderr, stdout
-from ggpass.cli.options import (
-    Dtype,
-    DtypeOption,
-    Granularity,
-    GranularityOption,
-    ModelDir,
-    Only,
-    Rounding,
-    RoundingOption,
-    ScaleOption,
-    Skip,
-    TargetName,
-    scheme_of,
-)
+from ggpass.cli.options import Dtype, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
 from ggpass.graph.tables import size
 
 ArchOption = Annotated[
@@ -39,10 +26,10 @@ def compile_command(
     target: TargetName = "rf8-cpu",
     only: Only = None,
     skip: Skip = None,
-    granularity: GranularityOption = Granularity.channel,
-    scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
-    dtype: DtypeOption = Dtype.auto,
+    granularity: Granularity = "channel",
+    scale: Scale = None,
+    rounding: Rounding = "nearest",
+    dtype: Dtype = "auto",
     arch: ArchOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -53,13 +40,14 @@ def compile_command(
     from ggpass.api import compile, report, save, sizes
     from ggpass.cli.models import load_model, place_for
     from ggpass.errors import GgpassError
+    from ggpass.formats import Scheme
     from ggpass.targets import resolve
 
     resolve(target, arch or ())  # an unknown target is answered before the model is loaded
     if output is not None and output.suffix != ".safetensors":
         raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
-    scheme = scheme_of(granularity, scale, rounding)
-    model, notes = load_model(model_dir, dtype.value)
+    scheme = Scheme(granularity, scale, rounding)
+    model, notes = load_model(model_dir, dtype)
     model.to(place_for(target, arch or ()))
     start = time.perf_counter()
     with stderr().status(f"compiling for {target}"):

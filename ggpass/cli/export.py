@@ -1,7 +1,6 @@
 """`ggpass export` and `ggpass lower-onnx`: ONNX files with 8-bit weights, from a model directory or any ONNX file."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,31 +8,11 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import say, stderr, stdout
-from ggpass.cli.options import (
-    Dtype,
-    DtypeOption,
-    Granularity,
-    GranularityOption,
-    ModelDir,
-    Only,
-    Rounding,
-    RoundingOption,
-    ScaleOption,
-    Skip,
-    TargetName,
-    scheme_of,
-)
-
-
-class Fallback(StrEnum):
-    fast = "fast"
-    lowmem = "lowmem"
-    none = "none"
-
+from ggpass.cli.options import Dtype, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
 
 OutputFile = Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")]
-FallbackOption = Annotated[
-    Fallback,
+Fallback = Annotated[
+    Literal["fast", "lowmem", "none"],
     typer.Option(
         help="What runs where the custom-op library is not: `fast` decodes to float at load, `lowmem` keeps the codes "
         "and is slower, `none` makes the file need the library."
@@ -44,27 +23,20 @@ ExternalData = Annotated[
     typer.Option("--external-data/--single-file", help="Tensors in a file beside it; left out: above 64 MB."),
 ]
 
-#: The fallback that `export_onnx` and `lower_onnx` take for each.
-FALLBACKS: dict[Fallback, Literal["fast", "lowmem"] | None] = {
-    Fallback.fast: "fast",
-    Fallback.lowmem: "lowmem",
-    Fallback.none: None,
-}
-
 
 def export_command(
     model_dir: ModelDir,
     out: OutputFile,
     target: TargetName = "rf8-onnx",
     opset: Annotated[int, typer.Option(help="Of the standard operators.", metavar="N")] = 21,
-    fallback: FallbackOption = Fallback.fast,
+    fallback: Fallback = "fast",
     external_data: ExternalData = None,
     only: Only = None,
     skip: Skip = None,
-    granularity: GranularityOption = Granularity.channel,
-    scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
-    dtype: DtypeOption = Dtype.float32,
+    granularity: Granularity = "channel",
+    scale: Scale = None,
+    rounding: Rounding = "nearest",
+    dtype: Dtype = "float32",
 ) -> None:
     """Write a Hugging Face model as an ONNX file with 8-bit weights, and check the file in ONNX Runtime.
 
@@ -73,12 +45,13 @@ def export_command(
     """
     from ggpass.api import check_onnx_target, export_onnx
     from ggpass.cli.models import example, load_model
+    from ggpass.formats import Scheme
 
     check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
     from ggpass.onnx.save import check_path  # needs the packages that the target has asked for
 
     check_path(out)
-    model, notes = load_model(model_dir, dtype.value)
+    model, notes = load_model(model_dir, dtype)
     kwargs, shapes = example(model)
     start = time.perf_counter()
     with stderr().status(escape(f"exporting {out}")):
@@ -88,12 +61,12 @@ def export_command(
             out,
             kwargs=kwargs,
             target=target,
-            scheme=scheme_of(granularity, scale, rounding),
+            scheme=Scheme(granularity, scale, rounding),
             opset=opset,
             dynamic_shapes=shapes,
             only=only or (),
             skip=skip or (),
-            fallback=FALLBACKS[fallback],
+            fallback=None if fallback == "none" else fallback,
             external_data=external_data,
         )
     seconds = time.perf_counter() - start
@@ -105,19 +78,20 @@ def lower_onnx_command(
     file: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float ONNX model, from any exporter.")],
     out: OutputFile,
     target: TargetName = "rf8-onnx",
-    fallback: FallbackOption = Fallback.fast,
+    fallback: Fallback = "fast",
     external_data: ExternalData = None,
     only: Only = None,
     skip: Skip = None,
-    granularity: GranularityOption = Granularity.channel,
-    scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
+    granularity: Granularity = "channel",
+    scale: Scale = None,
+    rounding: Rounding = "nearest",
 ) -> None:
     """Turn the weights of any ONNX model into 8 bits, and report what happened to each.
 
     Patterns select by the names of initializers or of the nodes that use them.
     """
     from ggpass.api import lower_onnx
+    from ggpass.formats import Scheme
 
     start = time.perf_counter()
     with stderr().status(escape(f"lowering {file}")):
@@ -125,10 +99,10 @@ def lower_onnx_command(
             file,
             out,
             target=target,
-            scheme=scheme_of(granularity, scale, rounding),
+            scheme=Scheme(granularity, scale, rounding),
             only=only or (),
             skip=skip or (),
-            fallback=FALLBACKS[fallback],
+            fallback=None if fallback == "none" else fallback,
             external_data=external_data,
         )
     seconds = time.perf_counter() - start

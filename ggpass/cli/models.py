@@ -63,8 +63,11 @@ def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     return model.eval(), notes
 
 
-def token_inputs(model: "nn.Module", batch: int, sequence: int) -> dict[str, "Tensor"]:
-    """Random token ids and a full mask, with decoder ids where the model has a decoder of its own.
+def token_inputs(model: "nn.Module", batch: int, sequence: int, command: str, instead: str) -> dict[str, "Tensor"]:
+    """Random token ids and a full mask, with decoder ids if the model has a decoder of its own.
+
+    Args:
+        command, instead: of whom and of what an error speaks.
 
     Raises:
         GgpassError: the model does not take token ids, or not so many.
@@ -74,8 +77,8 @@ def token_inputs(model: "nn.Module", batch: int, sequence: int) -> dict[str, "Te
     config: Any = model.config
     if getattr(model, "main_input_name", None) != "input_ids" or not getattr(config, "vocab_size", None):
         raise GgpassError(
-            f"bench feeds token ids, and {type(model).__name__} takes {getattr(model, 'main_input_name', 'none')}; "
-            "time it with ggpass.compile in a script"
+            f"{command} feeds token ids, and {type(model).__name__} takes "
+            f"{getattr(model, 'main_input_name', 'others')}; {instead} in a script"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest and sequence > longest:
@@ -102,12 +105,7 @@ def example(model: "nn.Module") -> tuple[dict[str, "Tensor | bool"], dict[str, A
     import torch
 
     config: Any = model.config
-    if getattr(model, "main_input_name", None) != "input_ids":
-        raise GgpassError(
-            f"export feeds token ids, and {type(model).__name__} takes {getattr(model, 'main_input_name', 'others')}; "
-            "call ggpass.export_onnx with example inputs in a script"
-        )
-    tensors = token_inputs(model, *EXAMPLE)
+    tensors = token_inputs(model, *EXAMPLE, "export", "call ggpass.export_onnx with example inputs")
     # BERT and its kin have the buffer that makes token_type_ids; given as an input it is the caller's to choose.
     if getattr(config, "type_vocab_size", 0) > 1:
         tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])

@@ -1,9 +1,8 @@
 """`ggpass shape`: remap a checkpoint's weights onto a generalized Gaussian of lower shape."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -18,17 +17,6 @@ if TYPE_CHECKING:
     from ggpass.passes.deepshape import DeepShape, ShapeReport
 
 
-class Mode(StrEnum):
-    paper = "paper"
-    compensated = "compensated"
-
-
-class Population(StrEnum):
-    model = "model"
-    tensor = "tensor"
-    channel = "channel"
-
-
 MODE_HELP = "`paper` also shrinks the scale; `compensated` keeps each weight's energy, so that layer outputs keep size."
 GRANULARITY_HELP = "What has one fit and one map: all weights, each weight, or each output channel."
 RARE_HELP = "Values that occur less often stay; counted in all weights, in proportion where there are more populations."
@@ -37,8 +25,8 @@ RARE_HELP = "Values that occur less often stay; counted in all weights, in propo
 def shape_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file; it must not exist yet.")],
-    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.paper,
-    granularity: Annotated[Population, typer.Option(help=GRANULARITY_HELP)] = Population.model,
+    mode: Annotated[Literal["paper", "compensated"], typer.Option(help=MODE_HELP)] = "paper",
+    granularity: Annotated[Literal["model", "tensor", "channel"], typer.Option(help=GRANULARITY_HELP)] = "model",
     shape_ratio: Annotated[float, typer.Option(help="ν of the target to ν of the fit.")] = 0.8,
     scale_ratio: Annotated[float, typer.Option(help="α of the target to α of the fit; `paper` only.")] = 0.6,
     step: Annotated[float, typer.Option(help="The grid that weights are counted on, and moved to.")] = 2.0**-13,
@@ -56,9 +44,7 @@ def shape_command(
     from ggpass.file.shape import shape_file
     from ggpass.passes.deepshape import DeepShape
 
-    settings = DeepShape(
-        mode.value, granularity.value, shape_ratio, scale_ratio, step, rare, tuple(only or ()), tuple(skip or ())
-    )
+    settings = DeepShape(mode, granularity, shape_ratio, scale_ratio, step, rare, tuple(only or ()), tuple(skip or ()))
     start = time.perf_counter()
     with progress() as bar:
         task = bar.add_task("shaping", total=None)

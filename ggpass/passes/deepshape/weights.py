@@ -88,8 +88,7 @@ def reshape(
         else:
             skipped.append((source.name, _reason_nothing_moved(weight, shared, shaping)))
         progress(source)
-    before, after = (h.bits for h in pooled) if pooled else (math.nan, math.nan)
-    return Reshaped(tuple(shaped), tuple(skipped), before, after)
+    return Reshaped.of(shaped, skipped, pooled)
 
 
 def _as_row(weight: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """GGInit: first values from generalized Gaussians, at the scale that operator, fan and activation ask for."""
 
+import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ggpass.errors import InputError, WeightError
-from ggpass.passes.gg_init.draw import draw, rms
+from ggpass.ggd.density import GGD
+from ggpass.ggd.moments import moments
 from ggpass.passes.gg_init.read_graph import read_graph
 from ggpass.passes.gg_init.read_modules import read_modules
 from ggpass.passes.gg_init.candidate import Candidate, Group, Use
@@ -22,34 +25,25 @@ Shape = float | str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One weight as it is: its deciding use and its σ, √(mean of squares) without an embedding's padding row."""
-
-    candidate: Candidate
-    use: Use
-    std: float
-
-
-@dataclass(frozen=True)
 class Planned:
-    """One weight as it will be drawn.
+    """One weight as it is, and as it will be drawn.
 
     Attributes:
         candidate: the weight, its names and its uses.
         use: the one that sets the scale.
-        before, std: σ now and afterwards.
+        before, std: σ now, √(mean of squares) without an embedding's padding row, and afterwards.
         ratio: σ over that of its siblings, which the model's own initializer chose and the drawing keeps; 1 for most.
         shape: ν.
-        source: where ν comes from, in words; empty where the caller gave one number.
+        source: of ν, in words; empty if the caller gave one number.
     """
 
     candidate: Candidate
     use: Use
     before: float
-    std: float
-    ratio: float
-    shape: float
-    source: str
+    std: float = math.nan
+    ratio: float = 1.0
+    shape: float = math.nan
+    source: str = ""
 
     def words(self) -> str:
         """Operator, ξ and why, n, ν, σ before → after."""
@@ -153,8 +147,8 @@ class GGInit:
 
     def plan(self, candidates: Iterable[Candidate], skips: list[Skip]) -> list[Planned]:
         """What each weight will be drawn with; reasons of the others go to `skips`."""
-        measured: list[Measured] = []
-        drawn: list[Measured] = []
+        measured: list[Planned] = []
+        drawn: list[Planned] = []
         for candidate in candidates:
             reason = self._reason_to_keep(candidate)
             measure = _measure(candidate)
@@ -167,20 +161,19 @@ class GGInit:
                     )
                 reason = "all zero: the model starts it there (a residual branch, LoRA's B), and it stays"
             if reason:
-                skips.append(Skip(candidate.name, reason, matrix=candidate.tensor.dim() >= 2))
+                skips.append(Skip(candidate.name, reason, matrix=candidate.weight.is_matrix))
             elif measure is not None:
                 drawn.append(measure)
         # Siblings are what the model has, whether or not only= and skip= leave them alone.
         ratios = _ratios(measured)
-        return [self._planned(m, ratios.get(m.candidate.name, 1.0)) for m in drawn]
+        return [self._completed(plan, ratios.get(plan.candidate.name, 1.0)) for plan in drawn]
 
-    def _planned(self, measured: Measured, ratio: float) -> Planned:
-        candidate, use, before = measured.candidate, measured.use, measured.std
-        shape, source = self._shape_of(candidate, use)
-        std = ratio * use.variance**0.5
-        if use.group is Group.EMBEDDING:
-            std = shortest(before, error_of_std(candidate.tensor.numel()))
-        return Planned(candidate, use, before, std, ratio, shape, source)
+    def _completed(self, plan: Planned, ratio: float) -> Planned:
+        shape, source = self._shape_of(plan.candidate, plan.use)
+        std = ratio * plan.use.variance**0.5
+        if plan.use.group is Group.EMBEDDING:
+            std = shortest(plan.before, error_of_std(plan.candidate.tensor.numel()))
+        return replace(plan, std=std, ratio=ratio, shape=shape, source=source)
 
     def _shape_of(self, candidate: Candidate, use: Use) -> tuple[float, str]:
         if self._like is not None:
@@ -218,7 +211,7 @@ class GGInit:
     def _write(self, plan: Planned, program: Program | None) -> None:
         candidate = plan.candidate
         old = candidate.tensor
-        values = draw(old.shape, plan.std, plan.shape, self.seed, candidate.name).to(old.device, old.dtype)
+        values = draw(old.shape, plan.shape, plan.std, self.seed, candidate.name).to(old.device, old.dtype)
         if plan.use.padding is not None:
             values[plan.use.padding] = old.detach()[plan.use.padding]
         if program is not None and not self.inplace:
@@ -226,6 +219,16 @@ class GGInit:
             return
         with torch.no_grad():
             old.copy_(values)
+
+
+def draw(size: torch.Size, shape: float, std: float, seed: int, name: str) -> Tensor:
+    """w ~ GGD(ν, α = σ·√(Γ(1/ν)/Γ(3/ν))): float32 on the CPU, the same on every machine whatever the weight is on.
+
+    The generator is seeded by SHA-256 of seed and name: module order and other weights do not matter.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return GGD.of_std(shape, std).sample(size, generator=generator)
 
 
 def _joined(modules: list[Candidate], graph: list[Candidate]) -> list[Candidate]:
@@ -242,24 +245,24 @@ def _joined(modules: list[Candidate], graph: list[Candidate]) -> list[Candidate]
     return joined
 
 
-def _measure(candidate: Candidate) -> Measured | None:
-    """A weight's use and its σ as it is; None where it has no use, no values, only zeros, or NaN or infinity."""
+def _measure(candidate: Candidate) -> Planned | None:
+    """A weight's use and its σ as it is; None if it has no use, no values, only zeros, or NaN or infinity."""
     tensor = candidate.tensor.detach()
-    if not candidate.uses or tensor.numel() == 0 or tensor.device.type == "meta":
+    if not candidate.uses or tensor.device.type == "meta":
         return None
     use = candidate.decide()
     if use.padding is not None:
         tensor = torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
-    std = rms(tensor)
-    return Measured(candidate, use, std) if 0 < std < float("inf") else None
+    found = moments([tensor])
+    return Planned(candidate, use, math.sqrt(found.second.item())) if found.usable else None
 
 
-def _ratios(measured: list[Measured]) -> dict[str, float]:
+def _ratios(measured: list[Planned]) -> dict[str, float]:
     """The ratios to keep, found among the weights of each kind of operator."""
     found: dict[str, float] = {}
     for group in (Group.LINEAR, Group.CONV):
         siblings = [
-            Sibling(m.candidate.name, m.std, m.candidate.tensor.numel(), *m.use.declared, m.use.variance**0.5)
+            Sibling(m.candidate.name, m.before, m.candidate.tensor.numel(), *m.use.declared, m.use.variance**0.5)
             for m in measured
             if m.use.group is group
         ]
