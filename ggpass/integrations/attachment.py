@@ -61,8 +61,6 @@ class Attachment:
         step: int,
         last_step: int | None,
         saved: Mapping[str, Any] | None,
-        scaler: Any,
-        micro_batches: int,
         who: str,
         rate_of: Callable[[dict[str, nn.Parameter]], Mapping[str, Any]] | None = None,
     ) -> Regularizer:
@@ -74,7 +72,6 @@ class Attachment:
             step: the trainer's step, above 0 where it resumes.
             last_step: at which the trainer ends; None where that is unknown.
             saved: what `state()` gave the checkpoint that is resumed from; None where it holds none.
-            scaler, micro_batches: as `Regularizer.scale_nodes` takes them.
             who: the name under which a checkpoint holds the state.
             rate_of: gives the Regularizer's state for weights by name, where `saved["rate"]` is not the whole of it.
 
@@ -93,7 +90,7 @@ class Attachment:
             regularizer.load_state_dict(saved["rate"] if rate_of is None else rate_of(weights))
         elif step:
             log.warning("the checkpoint of step %d holds no state of %s: the rate begins with this step", step, who)
-        self.regularizer = regularizer.attach(*optimizers).scale_nodes(scaler, micro_batches)
+        self.regularizer = regularizer.attach(*optimizers)
         return regularizer
 
     def detach(self, *, finished: bool = True) -> None:

@@ -68,8 +68,6 @@ class BackSlashCallback(pl.Callback):
             step=trainer.global_step,
             last_step=int(total) if countable else None,
             saved=saved,
-            scaler=getattr(trainer.precision_plugin, "scaler", None),
-            micro_batches=trainer.accumulate_grad_batches,
             who=self.state_key,
         )
 

@@ -77,15 +77,12 @@ class BackSlashCallback(TrainerCallback, ExportableState):
             raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
         # Before the first step the entry is of this object itself: of an earlier training, if it had one.
         saved = entry.get("attributes", {}).get("saved") if state.global_step else None
-        optimizer = kwargs["optimizer"]
         self._attachment.start(
             kwargs["model"],
-            [_stepping(optimizer)],
+            [_stepping(kwargs["optimizer"])],
             step=state.global_step,
             last_step=state.max_steps,
             saved=saved,
-            scaler=getattr(optimizer, "scaler", None),
-            micro_batches=args.gradient_accumulation_steps,
             who=name,
             rate_of=functools.partial(_rate_of, saved, args, state),
         )

@@ -10,8 +10,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
-from ggpass.graph.program import Program, owner_of
-from ggpass.passes.backslash.node import rate_node, ready_nodes
+from ggpass.graph.program import Program
 from ggpass.training.batch_norms import explained, guard_batch_norms
 
 #: The name under which a training graph holds the model whose tensors it reads.
@@ -43,23 +42,11 @@ class TrainingGraph:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
         guards: raises where sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
-        tensors: (module, name in it, tensor) of each weight that carries a rate node.
     """
 
     program: Program
     guards: Callable[..., Any]
     fixed: tuple[str, ...]
-    tensors: tuple[tuple[nn.Module, str, Tensor], ...] = ()
-
-    def live(self) -> bool:
-        """Whether the model still holds the weights whose nodes are in the graph."""
-        return all(module._parameters.get(leaf) is tensor for module, leaf, tensor in self.tensors)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's result, its nodes brought up to date first."""
-        if torch.is_grad_enabled():
-            ready_nodes([tensor for _, _, tensor in self.tensors])
-        return self.program(*args, **kwargs)
 
     def accepts(self, leaves: list[Any]) -> bool:
         """Whether the trace holds for inputs of these sizes."""
@@ -139,8 +126,6 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     program = graph.program
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     reads = [n for n in program.reads() if tensors.get(str(n.target)) is program.weight(str(n.target))]
-    names = [str(_read_of(node).target) for node in program.calls(rate_node)]
-    graph.tensors = tuple((*owner_of(model, name), tensors[name]) for name in names)
     for name in dict.fromkeys(str(node.target) for node in reads):
         program.delete_weight(name)
     guard_batch_norms(program)
@@ -148,10 +133,3 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     for node in reads:
         node.target = f"{MODEL}.{node.target}"
     program.graph_module.recompile()
-
-
-def _read_of(node: fx.Node) -> fx.Node:
-    """The read of the weight on whose edge a node lies, seen through other nodes on that edge."""
-    while node.op != "get_attr":
-        node = node.args[0]  # type: ignore[assignment]
-    return node

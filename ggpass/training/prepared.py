@@ -2,12 +2,12 @@
 
 import copy
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -17,6 +17,8 @@ from ggpass.graph.program import Program
 from ggpass.lowering.modules import first_lowered
 from ggpass.training import Regularizer
 from ggpass.training.graphs import TrainingGraph, bind, signature_of, trace, training_flags
+
+logger = logging.getLogger("ggpass")
 
 Passes = tuple[Pass | Callable[[Program], Report], ...]
 
@@ -72,16 +74,13 @@ class PreparedModel(nn.Module):
         if not self.traced:
             return self.model(*args, **kwargs)
         kwargs = dict(sorted(kwargs.items()))
-        return self._graph(args, kwargs)(*args, **kwargs)
+        return self._graph(args, kwargs).program(*args, **kwargs)
 
     def _graph(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TrainingGraph:
         key = (training_flags(self.model), signature_of(args, kwargs))
         known = self.graphs.setdefault(key, [])
         leaves = pytree.tree_leaves((args, dict(kwargs)))
         found = next((graph for graph in known if graph.accepts(leaves)), None)
-        if found is not None and not found.live():
-            self.graphs.clear()
-            return self._graph(args, kwargs)
         if found is None:
             found = self._trace(args, kwargs)
             known.append(found)
@@ -107,16 +106,13 @@ class PreparedModel(nn.Module):
         self.report.parts.append(report)
         return graph
 
-    def attach(self, *optimizers: Optimizer, scaler: GradScaler | None = None, micro_batches: int = 1) -> Regularizer:
+    def attach(self, *optimizers: Optimizer, scaler: Any = None, micro_batches: int | None = None) -> Regularizer:
         """Start what the passes do beside an optimizer, such as the proximal step; once, ahead of training.
-
-        The two keywords are for the coupled modes, whose nodes add to the gradient of every backward and cannot see
-        by what the loss is multiplied. The proximal modes need neither.
 
         Args:
             optimizers: those that train this model, usually one.
-            scaler: the gradient scaler that the loss goes through, under AMP in float16.
-            micro_batches: k of gradient accumulation, where the loss of each of k micro-batches is divided by k.
+            scaler, micro_batches: needed no longer. A step adds the slope of the coupled modes once, whatever the loss
+                was multiplied by.
 
         Returns:
             The Regularizer of the first pass that has one.
@@ -131,7 +127,9 @@ class PreparedModel(nn.Module):
             raise InputError(
                 "none of the passes acts beside an optimizer; leave attach() out, or prepare with BackSlash"
             )
-        self.regularizers.extend(regularizer.scale_nodes(scaler, micro_batches) for regularizer in found)
+        if scaler is not None or micro_batches is not None:
+            _log_needless_keywords()
+        self.regularizers.extend(found)
         return found[0]
 
     def _attached(self) -> Regularizer:
@@ -199,6 +197,12 @@ class PreparedModel(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError("a PreparedModel cannot be pickled: its graphs are of this process; save its state_dict()")
+
+
+@functools.cache
+def _log_needless_keywords() -> None:
+    """Log it once."""
+    logger.warning("attach() needs scaler= and micro_batches= no longer: the optimizer's step adds the slope once")
 
 
 def prepare_model(

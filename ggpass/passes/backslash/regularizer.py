@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -18,9 +17,8 @@ from ggpass.passes.backslash import attached, identity
 from ggpass.passes.backslash.update import join_gradients, step_weights
 from ggpass.passes.backslash.priors import Fits
 from ggpass.passes.backslash.grid import GridHistogram, histogram
-from ggpass.passes.backslash.node import feed, stop_feeding
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import LossScale, after_closure, gradient_scale, has_closure, learning_rates, skipped
+from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
@@ -43,6 +41,8 @@ class Regularizer:
         report: which Parameters were left alone, and why.
         steps: optimizer steps so far.
         strength: λ in force, before the schedule's factor.
+        optimizers: those that it is attached to.
+        automatic: whether it was attached without the caller's word, and gives way to one that he attaches.
     """
 
     def __init__(self, model: nn.Module, settings: RateSettings) -> None:
@@ -59,15 +59,15 @@ class Regularizer:
         self.weights = selection.weights
         self.report: Report = selection.report
         self.steps = 0
+        self.automatic = False
         self.count = sum(weight.numel() for weight in self.weights)
         target = None
         if settings.has_target:
             target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
         self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
-        self._loss_scale = LossScale()
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
-        self._optimizers: tuple[Optimizer, ...] = ()
+        self.optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[RemovableHandle] = []
 
     # The optimizer.
@@ -82,7 +82,7 @@ class Regularizer:
 
         Raises:
             InputError: no optimizer, already attached, none of the regularized weights is theirs, they are no longer
-                the model's, or another Regularizer feeds their rate in a coupled mode.
+                the model's.
         """
         if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
             raise InputError("attach takes torch optimizers: attach(optimizer)")
@@ -95,15 +95,13 @@ class Regularizer:
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
-        for message in attached.told_at_attach(self.names, self.weights, stepped, self.coupled):
+        for message in attached.warnings_at_attach(self.names, self.weights, stepped):
             self._warn(message)
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         attached.enter(self, self.weights)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
-        if self.coupled:
-            feed(self.weights, self.before_forward)
         return self
 
     def _warn(self, message: str) -> None:
@@ -126,9 +124,8 @@ class Regularizer:
             )
         for handle in self._handles:
             handle.remove()
-        self._handles, self._optimizers = [], ()
+        self._handles, self.optimizers = [], ()
         attached.leave(self, self.weights)
-        stop_feeding(self.weights, self.before_forward)
 
     def __enter__(self) -> "Regularizer":
         return self
@@ -154,36 +151,8 @@ class Regularizer:
 
     @property
     def coupled(self) -> bool:
-        """Whether the slope joins the gradient: in a node of a training graph where there is one, else in a step."""
+        """Whether the slope joins the gradient, ahead of the optimizer's step."""
         return "coupled" in self.settings.mode
-
-    @torch.no_grad()
-    def before_forward(self) -> list[tuple[float, float, float, float | Tensor]]:
-        """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
-        if self._rate.due(self.steps) and not self._rate.in_tail(self.steps):
-            self._refit()
-        scale = self._loss_scale.value(self.weights[0].device)
-        slopes = [self._rate.slope(i, self._rate.log_factor(i, self.steps)) for i in range(len(self.weights))]
-        return [(slope.log_factor, slope.shape, slope.epsilon, scale) for slope in slopes]
-
-    def scale_nodes(self, scaler: GradScaler | None = None, micro_batches: int = 1) -> "Regularizer":
-        """Tell the nodes of training graphs by what the caller multiplies the loss, which they cannot see.
-
-        A step that adds the slope itself, without a graph, needs no telling.
-
-        Args:
-            scaler: the gradient scaler, whose scale is read ahead of each forward.
-            micro_batches: k of gradient accumulation: the slope is added in k backwards, 1/k of it in each, as the
-                loss of each micro-batch is divided by k.
-
-        Returns:
-            Itself.
-
-        Raises:
-            InputError: fewer than one micro-batch.
-        """
-        self._loss_scale = LossScale(scaler, micro_batches)
-        return self
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -244,7 +213,7 @@ class Regularizer:
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
         """Whether this optimizer's steps are the ones that are counted."""
-        return not self._optimizers or optimizer is self._optimizers[0]
+        return not self.optimizers or optimizer is self.optimizers[0]
 
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
         return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
@@ -254,7 +223,7 @@ class Regularizer:
 
     def _refit(self, *optimizer: Optimizer) -> None:
         """Fit all weights, move λ; `optimizer` is the one that steps, where none is attached."""
-        optimizers = self._optimizers or optimizer
+        optimizers = self.optimizers or optimizer
         self._rate.refit(self.steps, self.weights, lambda: learning_rates(optimizers, self.weights), self._warn)
 
     # What it tells.

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ggpass.errors import InputError
-from ggpass.passes.backslash.node import take_carried
 from ggpass.passes.backslash.proximal import add_slope_, shrink_
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.sharded import local_part
@@ -15,7 +14,7 @@ Numbered = Sequence[tuple[int, nn.Parameter]]
 
 
 def join_gradients(rate: Rate, steps: int, weights: Numbered, log_scale: float) -> None:
-    """The coupled modes: g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ), where no node of a graph has carried it.
+    """The coupled modes: g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ),, once a step.
 
     Args:
         rate: with the slopes.
@@ -26,7 +25,7 @@ def join_gradients(rate: Rate, steps: int, weights: Numbered, log_scale: float) 
     Raises:
         InputError: a sparse gradient.
     """
-    chosen = [(i, w, w.grad) for i, w in weights if w.grad is not None and not take_carried(w)]
+    chosen = [(i, w, w.grad) for i, w in weights if w.grad is not None]
     for index, _, gradient in chosen:
         if gradient.is_sparse:
             raise InputError(
