@@ -24,12 +24,12 @@ from ggpass.errors import InputError
 from ggpass.graph.edges import insert_behind
 from ggpass.graph.program import owner_of
 from ggpass.graph.report import Change, Report, Skip
-from ggpass.integrations.dynamo.arguments import parameter_name, source_name
+from ggpass.graph.weights import Weight, weights_of_module
+from ggpass.integrations.dynamo.arguments import compiled_module, parameter_name, source_name
 from ggpass.passes import BackSlash
 from ggpass.passes.backslash.attached import owners_of
 from ggpass.passes.backslash.node import rate_node
-from ggpass.passes.backslash.parametrizations import factors_of
-from ggpass.passes.backslash.selection import reason_to_skip
+from ggpass.passes.backslash.selection import reasons_to_skip
 from ggpass.training import Regularizer
 
 logger = logging.getLogger("ggpass")
@@ -81,28 +81,34 @@ def compile_for_training(
 
     Returns:
         What Dynamo calls with its arguments.
+
+    Raises:
+        WeightError: a pattern matches no weight of the compiled module.
     """
-    told = Report("BackSlash")
+    done = Report("BackSlash")
     twin = _copy(graph_module)
     inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
-    names = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    factors = factors_of({n: v for n, v in zip(names, example_inputs) if isinstance(v, nn.Parameter)})
+    labels = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    model = compiled_module()
+    own = {id(v): Weight((n,), v) for n, v in zip(labels, example_inputs) if isinstance(v, nn.Parameter)}
+    found = list(own.values()) if model is None else weights_of_module(model)
+    reasons = {id(weight.tensor): (weight, reason) for weight, reason in reasons_to_skip(found, settings)}
     chosen = {}
-    for position, (name, value) in enumerate(zip(names, example_inputs)):
-        if isinstance(value, nn.Parameter) and inputs[position].users:
-            reason = reason_to_skip([name], value, settings, factors)
+    for position, value in enumerate(example_inputs):
+        if id(value) in own and inputs[position].users:
+            weight, reason = reasons.get(id(value), (own[id(value)], "is no Parameter of the compiled module"))
             if reason:
-                told.skips.append(Skip(name, reason, matrix=value.dim() >= 2))
+                done.skips.append(Skip(weight.name, reason, matrix=weight.is_matrix))
             else:
-                told.changes.append(Change(name, "the rate's gradient joins its own"))
-                chosen[position] = name
+                done.changes.append(Change(weight.title, "the rate's gradient joins its own"))
+                chosen[position] = weight.name
     _insert(twin, inputs, list(chosen))
     if inner is None:
         inner, note = _default_inner()
-        told.notes += note
-    logger.info("torch.compile backend: %s", told)
+        done.notes += note
+    logger.info("torch.compile backend: %s", done)
     if report is not None:
-        report(told)
+        report(done)
     compiled = torch._dynamo.lookup_backend(inner)(twin, list(example_inputs))
     return TrainingRunner(compiled, chosen, settings) if chosen else compiled
 
