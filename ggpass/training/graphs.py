@@ -58,7 +58,11 @@ class TrainingGraph:
 
 
 def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+    frozen: bool = False,
 ) -> TrainingGraph:
     """The graph of a model as it stands, in training mode or not, by torch.export.
 
@@ -67,6 +71,7 @@ def trace(
         args, kwargs: example inputs.
         dynamic_shapes: as torch.export takes it. None: the first dimension of every tensor may change, wherever the
             model's own code allows it.
+        frozen: whether passes leave the weights as they are, since they ran on an earlier trace of this model.
 
     Raises:
         TraceError: torch.export cannot trace it; says what broke and which form of the rate needs no trace.
@@ -86,7 +91,7 @@ def trace(
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
         ) from error
     guards = _take_guards(module)
-    program = Program(module)
+    program = Program(module, model, training=True, frozen=frozen)
     fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
     return TrainingGraph(program, guards, fixed)
 

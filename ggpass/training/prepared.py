@@ -45,13 +45,16 @@ class PreparedModel(nn.Module):
     3. Inputs that no graph takes (other keywords, another dtype, a size that the trace holds fixed) are traced at
        their first call, and the report says so; no call computes with a graph that does not fit.
     4. `.to(…)` drops the graphs; the next call traces anew. Hooks of submodules do not run in a graph.
-    5. Other attributes (`config`, methods) are the model's, and compute without the nodes.
-    6. `copy.deepcopy` gives a PreparedModel of a copy, without an attached Regularizer; pickling is refused.
+    5. A pass that writes weights (GGInit, DeepShape) writes them at the first trace of training mode, into the model's
+       own Parameters, and never again. One that puts other tensors in their place is refused.
+    6. Other attributes (`config`, methods) are the model's, and compute without the nodes.
+    7. `copy.deepcopy` gives a PreparedModel of a copy, without an attached Regularizer; pickling is refused.
 
     Attributes:
         model: the caller's.
         report: what the passes did, and which inputs were traced.
         regularizers: those that `attach` made.
+        written: whether the passes have run on a training graph.
     """
 
     def __init__(self, model: nn.Module, passes: Passes, dynamic_shapes: Any = None, traced: bool = True) -> None:
@@ -68,6 +71,7 @@ class PreparedModel(nn.Module):
         state["graphs"] = {}
         state["regularizers"] = []
         state["report"] = Report("prepare")
+        state["written"] = False
         # Trainers read the names of a forward's arguments.
         state["forward"] = functools.wraps(model.forward)(functools.partial(PreparedModel._run, self))
 
@@ -94,9 +98,12 @@ class PreparedModel(nn.Module):
                 f"{count} different inputs were traced, and this one fits none of the graphs; mark the sizes that "
                 "change with dynamic_shapes=, and give what is no tensor the same value at each call"
             )
-        graph = trace(self.model, args, kwargs, self.dynamic_shapes)
+        graph = trace(self.model, args, kwargs, self.dynamic_shapes, self.written)
         if self.model.training:
             report = Pipeline(self.passes, title="training graph")(graph.program)
+            if self.written:
+                report.notes.append("traced again: passes that write weights have written them, and left them here")
+            self.__dict__["written"] = True
         else:
             report = Report("eval graph", notes=["the model itself, traced"])
         if graph.fixed:
@@ -193,6 +200,7 @@ class PreparedModel(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedModel":
         twin = PreparedModel(copy.deepcopy(self.model, memo), self.passes, self.dynamic_shapes, self.traced)
+        twin.__dict__["written"] = self.written
         memo[id(self)] = twin
         return twin
 
