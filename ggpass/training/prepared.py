@@ -16,7 +16,6 @@ from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
 from ggpass.graph.report import Report
 from ggpass.lowering.modules import first_lowered
-from ggpass.training import Regularizer
 from ggpass.training.graphs import TrainingGraph, bind, signature_of, trace, training_flags
 
 logger = logging.getLogger("ggpass")
@@ -28,11 +27,19 @@ Passes = tuple[Pass | Callable[[Program], Report], ...]
 MOST_TRACES = 16
 
 
+class Attached(Protocol):
+    """What acts beside an optimizer now: the Regularizer of BackSlash, for instance."""
+
+    def bits(self) -> float: ...
+    def status(self) -> str: ...
+    def detach(self) -> None: ...
+
+
 @runtime_checkable
 class Attachable(Protocol):
     """A pass that also acts beside an optimizer."""
 
-    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Regularizer: ...
+    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Any: ...
 
 
 class PreparedModel(nn.Module):
@@ -114,7 +121,7 @@ class PreparedModel(nn.Module):
         self.report.parts.append(report)
         return graph
 
-    def attach(self, *optimizers: Optimizer, scaler: Any = None, micro_batches: int | None = None) -> Regularizer:
+    def attach(self, *optimizers: Optimizer, scaler: Any = None, micro_batches: int | None = None) -> Any:
         """Start what the passes do beside an optimizer, such as the proximal step; once, ahead of training.
 
         Args:
@@ -140,10 +147,10 @@ class PreparedModel(nn.Module):
         self.regularizers.extend(found)
         return found[0]
 
-    def _attached(self) -> Regularizer:
+    def _attached(self) -> Attached:
         if not self.regularizers:
             raise InputError("no optimizer is attached; call attach(optimizer) first")
-        first: Regularizer = self.regularizers[0]
+        first: Attached = self.regularizers[0]
         return first
 
     def bits(self) -> float:

@@ -26,11 +26,11 @@ from ggpass.graph.program import owner_of
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.weights import Weight, weights_of_module
 from ggpass.integrations.dynamo.arguments import compiled_module, parameter_name, source_name
-from ggpass.passes import BackSlash
+from ggpass.passes.backslash import BackSlash
 from ggpass.passes.backslash.attached import owners_of
 from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import reasons_to_skip
-from ggpass.training import Regularizer
 
 logger = logging.getLogger("ggpass")
 
@@ -135,7 +135,7 @@ def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int])
 
 @functools.cache
 def _default_inner() -> tuple[str, tuple[str, ...]]:
-    """Inductor, or where no C++ compiler is found AOTAutograd without it, said once."""
+    """Return inductor, or AOTAutograd without it if no C++ compiler is found, logged once."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

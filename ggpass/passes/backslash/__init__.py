@@ -7,10 +7,11 @@ from torch.optim import Optimizer
 
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
-from ggpass.training import RateSettings, Regularizer
 from ggpass.graph.edges import insert_on_weight_edges
 from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
+from ggpass.passes.backslash.settings import RateSettings
 from ggpass.graph.weights import Weight
 
 

@@ -1,4 +1,4 @@
-"""Which Regularizers act on a Parameter: two rates on one weight are reported, and one attached by itself gives way."""
+"""Which Regularizers act on which Parameters, and whether those are still the model's."""
 
 import gc
 import weakref
@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
+
+from ggpass.errors import InputError
+from ggpass.passes.backslash.sharded import is_distributed
 
 #: Parameter -> the attached Regularizers that hold it, weakly, in the order of their attaching.
 _ATTACHED: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -62,3 +65,28 @@ def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], st
 def some(names: Sequence[str]) -> str:
     """Return the first three."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def check_parameters(model: nn.Module | None, weights: Sequence[nn.Parameter]) -> None:
+    """Raise InputError if a model has replaced a weight ahead of attach."""
+    if model is not None and not {id(weight) for weight in weights} <= {id(p) for p in model.parameters()}:
+        raise InputError(
+            "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and the "
+            "optimizer after fully_shard"
+        )
+
+
+def check_still_there(model: nn.Module | None, names: Sequence[str], weights: Sequence[nn.Parameter]) -> None:
+    """Raise InputError if a model has replaced a weight since: tying does, and its bits would count a dead tensor.
+
+    Sharded weights are not looked for: FSDP puts others in their place between a forward and a backward.
+    """
+    if model is None:
+        return
+    held = {id(parameter) for parameter in model.parameters()}
+    for name, weight in zip(names, weights):
+        if id(weight) not in held and not is_distributed(weight):
+            raise InputError(
+                f"{name} is no longer the model's: another Parameter took its place since attach, as tying weights "
+                "does, or sharding; detach() and attach a new BackSlash after it, with an optimizer of the new ones"
+            )

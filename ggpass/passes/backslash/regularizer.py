@@ -13,9 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
-from ggpass.passes.backslash import attached, identity
-from ggpass.passes.backslash.update import join_gradients, step_weights
-from ggpass.passes.backslash.priors import Fits
+from ggpass.passes.backslash.attached import (
+    check_parameters,
+    check_still_there,
+    enter,
+    leave,
+    warnings_at_attach,
+)
+from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.grid import GridHistogram, histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
 from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
@@ -23,6 +28,7 @@ from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.passes.backslash.sharded import local_part
+from ggpass.passes.backslash.state import check_state, plain_name, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +94,17 @@ class Regularizer:
             raise InputError("attach takes torch optimizers: attach(optimizer)")
         if self._handles:
             raise InputError("this Regularizer is attached already; call detach() first")
-        identity.check_of(self._model(), self.weights)
+        check_parameters(self._model(), self.weights)
         stepped = learning_rates(optimizers, self.weights)
         if not stepped:
             raise InputError(
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
-        for message in attached.warnings_at_attach(self.names, self.weights, stepped):
+        for message in warnings_at_attach(self.names, self.weights, stepped):
             self._warn(message)
         self.optimizers = optimizers
-        attached.enter(self, self.weights)
+        enter(self, self.weights)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -112,11 +118,11 @@ class Regularizer:
         """Remove the hooks; the state stays.
 
         Args:
-            finished: False where the training broke off and may be resumed: a target that it missed is not told then.
+            finished: False where the training broke off and may be resumed: a missed target is not reported then.
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
-            self._tell_missed_target()
+            self._warn_of_missed_target()
         if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
             self._warn(
                 f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
@@ -125,7 +131,7 @@ class Regularizer:
         for handle in self._handles:
             handle.remove()
         self._handles, self.optimizers = [], ()
-        attached.leave(self, self.weights)
+        leave(self, self.weights)
 
     def __enter__(self) -> "Regularizer":
         return self
@@ -156,14 +162,14 @@ class Regularizer:
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
-        """What belongs before an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
+        """Act ahead of an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
 
         Args:
             optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
         if self.steps % self.settings.interval == 0:
-            identity.check_still_of(self._model(), self.names, self.weights)
+            check_still_there(self._model(), self.names, self.weights)
         if self.steps == self.settings.total_steps and self._is_clock(optimizer):
             self._warn(
                 f"all total_steps={self.steps} are done and the optimizer goes on: the rate acts no more, zeros stay; "
@@ -177,11 +183,11 @@ class Regularizer:
         elif self.coupled:
             if self._is_clock(optimizer) and self._rate.due(self.steps):
                 self._refit(optimizer)
-            join_gradients(self._rate, self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
+            self._rate.join_gradients(self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
-        """What belongs after an optimizer's step; `attach` calls it. Without `attach`, call `before_step` and this.
+        """Act behind an optimizer's step; `attach` calls it. Without `attach`, call `before_step` and this.
 
         Args:
             optimizer: that has stepped; weights take its learning rates.
@@ -194,7 +200,7 @@ class Regularizer:
         elif not self.coupled:
             if self._is_clock(optimizer) and self._rate.due(self.steps):
                 self._refit(optimizer)
-            step_weights(self._rate, self.steps, self._of(rates), rates)
+            self._rate.step_weights(self.steps, self._of(rates), rates)
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
             self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
@@ -205,9 +211,9 @@ class Regularizer:
         self._rate.measure(self.steps, self.weights)
         self.steps += 1
         if self.steps == self.settings.total_steps:
-            self._tell_missed_target()
+            self._warn_of_missed_target()
 
-    def _tell_missed_target(self) -> None:
+    def _warn_of_missed_target(self) -> None:
         if message := self._rate.missed(self.steps, self.weights, self.names):
             self._warn(message)
 
@@ -226,21 +232,21 @@ class Regularizer:
         optimizers = self.optimizers or optimizer
         self._rate.refit(self.steps, self.weights, lambda: learning_rates(optimizers, self.weights), self._warn)
 
-    # What it tells.
+    # For the user.
 
     @property
-    def fits(self) -> Fits:
+    def priors(self) -> Priors:
         """ν and α of each weight, as of the last fit."""
-        return self._rate.fits
+        return self._rate.priors
 
     @property
     def grid_steps(self) -> dict[str, float]:
-        """Δ of each weight's grid, by name: the settings' step for all, unless they spread it."""
+        """Δ of each weight's grid, by name: the settings' step for all, unless `spread` is above 0."""
         return dict(zip(self.names, self._rate.grids.steps))
 
     @property
     def target(self) -> float | None:
-        """Bits a weight that λ leads to; None where λ is given."""
+        """Bits a weight that λ is controlled to reach; None if λ is given."""
         return None if self._rate.controller is None else self._rate.controller.target
 
     @property
@@ -271,14 +277,14 @@ class Regularizer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continuation bit for bit needs beside the weights: plain numbers and tensors.
+        """Return all that a continuation bit for bit needs beside the weights: plain numbers and tensors.
 
         On the grid, the exact weights too.
         """
-        state = {"steps": self.steps, "tensors": identity.tensors_of(self.names, self.weights)}
+        state = {"steps": self.steps, "tensors": tensors_of(self.names, self.weights)}
         state |= self._rate.state_dict()
         if self._exact:
-            state["exact_weights"] = {identity.plain_name(n): t for n, t in self._exact.tensors.items()}
+            state["exact_weights"] = {plain_name(n): t for n, t in self._exact.tensors.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,9 +295,9 @@ class Regularizer:
         Raises:
             InputError: the state is of another model or of other settings; it names the weight that differs.
         """
-        identity.check_state(state, self.names, self.weights, self.settings)
+        check_state(state, self.names, self.weights, self.settings)
         self.steps = int(state["steps"])
         self._rate.load_state_dict(state)
-        names = {identity.plain_name(name): name for name in self.names}
+        names = {plain_name(name): name for name in self.names}
         exact = {names.get(name, name): tensor for name, tensor in state.get("exact_weights", {}).items()}
         self._exact.load(exact, dict(zip(self.names, self.weights)))

@@ -41,7 +41,7 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
             report.skips.append(Skip(weight.name, reason, matrix=weight.is_matrix))
         else:
             chosen.append(weight)
-    if not chosen:
+    if not any(weight.tensor.numel() for weight in chosen):
         why = "; ".join(f"{s.name}: {s.reason}" for s in report.skips[:3]) or "the model has no parameters"
         raise WeightError(f"nothing is left to regularize ({why}); give another model, or other only= and skip=")
     return Selection(tuple(w.name for w in chosen), tuple(w.tensor for w in chosen), report)  # type: ignore[misc]
@@ -68,9 +68,10 @@ def reasons_to_skip(found: Sequence[Weight], settings: RateSettings) -> list[tup
         reason = selection.reason(weight.names) or weight.reason_frozen()
         if not reason and not named:
             reason = next((parts[name] for name in weight.names if name in parts), "")
-        if not reason and not (named and weight.tensor.dim() < 2):
-            reason = weight.reason_of_kind()
-        return reason
+        if reason or not weight.tensor.numel() or (named and not weight.is_matrix):
+            return reason
+        reason = weight.reason_of_kind()
+        return reason if weight.is_matrix else f"{reason}; give its full name in only= to regularize it"
 
     return [(weight, reason(weight)) for weight in found]
 
