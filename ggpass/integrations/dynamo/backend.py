@@ -64,7 +64,15 @@ def ggpass_backend(
         chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
     )
     inner = torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))
-    compiled, report = lower_graph(graph_module, example_inputs, lowering, inner)
+    try:
+        compiled, report = lower_graph(graph_module, example_inputs, lowering, inner)
+    except torch._dynamo.exc.RestartAnalysis:
+        raise  # Dynamo traces again, and calls this backend with another graph
+    except Exception as error:
+        # Dynamo takes some errors for a graph break and runs the float model: that shall not pass in silence.
+        why = " ".join(str(error).split())[:300]
+        logger.warning("torch.compile backend: a graph is not lowered (%s: %s)", type(error).__name__, why)
+        raise
     report.notes += notes
     logger.info("torch.compile backend: %s", report)
     if "report" in chosen:
