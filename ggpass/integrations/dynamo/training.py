@@ -69,18 +69,16 @@ def compile_for_training(
     example_inputs: Sequence[Any],
     settings: BackSlash,
     inner: Any = None,
-    report: Callable[[Report], Any] | None = None,
-) -> Callable[..., Any]:
+) -> tuple[Callable[..., Any], Report]:
     """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
         settings: which weights, and the rate where no Regularizer is attached to them.
         inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
-        report: called with the Report.
 
     Returns:
-        What Dynamo calls with its arguments.
+        A callable of Dynamo's arguments, and the report.
 
     Raises:
         WeightError: a pattern matches no weight of the compiled module.
@@ -106,11 +104,8 @@ def compile_for_training(
     if inner is None:
         inner, note = _default_inner()
         done.notes += note
-    logger.info("torch.compile backend: %s", done)
-    if report is not None:
-        report(done)
     compiled = torch._dynamo.lookup_backend(inner)(twin, list(example_inputs))
-    return TrainingRunner(compiled, chosen, settings) if chosen else compiled
+    return TrainingRunner(compiled, chosen, settings) if chosen else compiled, done
 
 
 def _copy(source: fx.GraphModule) -> fx.GraphModule:
