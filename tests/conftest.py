@@ -1,6 +1,7 @@
-"""What every test shares: seeds, and plain output from the command line."""
+"""What every test shares: seeds, and the toy format, registered before any test is collected."""
 
 import pytest
+import support.toy_format  # noqa: F401
 import torch
 
 

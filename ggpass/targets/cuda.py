@@ -156,7 +156,7 @@ class CudaTarget(TorchTarget):
     ) -> "tuple[Cubin, ...]":
         """Build what `uses` call: each a need, its codes and its codebook."""
         from ggpass.kernels.cuda.requests import variants_for
-        from ggpass.kernels.cuda.tables import decoder_of
+        from ggpass.kernels.cuda.tables import table_of
         from ggpass.kernels.unavailable import KernelsUnavailable
 
         if not uses:
@@ -164,7 +164,7 @@ class CudaTarget(TorchTarget):
         for dtype in dict.fromkeys(need.dtype for need, _, _ in uses if need.family == "linear"):
             if dtype not in KERNEL_DTYPES:
                 report.notes.append(float_note(dtype))
-        decoder = decoder_of(uses[0][2])
+        decoder = table_of(uses[0][2]).decoder
         wanted = variants_for((need for need, _, _ in uses), decoder)
         made: dict[tuple[str, str], Cubin] = {}
         try:

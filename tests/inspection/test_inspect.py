@@ -200,7 +200,7 @@ def test_fit_format_equals_a_direct_computation(monkeypatch: pytest.MonkeyPatch)
                 weight.abs().amax(1, keepdim=True) if how.granularity == "channel" else weight.abs().max()[None, None]
             )
             scale = amax / fmt.amax
-            if fmt is RF8:
+            if fmt.default_scale == "pow2":
                 scale = scale.log2().ceil().exp2()
             codes = fmt.encode(weight / scale)
             noise = (weight.double() - fmt.decode(codes).double() * scale.double()).square().sum().item()

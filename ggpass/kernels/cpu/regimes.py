@@ -45,4 +45,5 @@ LINEAR = Regimes((*_DECODED_IN_REGISTERS, (384, "tile")))
 #: A gather is slow enough that few rows already pay for decoding into memory.
 TABLE = Regimes(((1, "rows1"), (4, "rows4")))
 
+#: By the kind of a `formats.base.Decoder`, in the order of Kind in native/onnxruntime/kernels.h.
 BY_KIND = {"rf8": RF8, "linear": LINEAR, "table": TABLE}

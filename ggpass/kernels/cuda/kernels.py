@@ -24,7 +24,7 @@ from ggpass.kernels.cuda.launch import Kernel
 from ggpass.kernels.cuda.requests import DTYPES, ROW_DTYPES
 from ggpass.kernels.cuda.tables import Table, table_of
 from ggpass.kernels.cuda.variants import Launch, Variant
-from ggpass.kernels.tensor_cache import Remembered
+from ggpass.kernels.tensor_cache import TensorCache
 from ggpass.kernels.unavailable import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
@@ -32,7 +32,7 @@ logger = logging.getLogger("ggpass")
 #: Kernels read activations and codes 16 bytes at a time.
 ALIGNMENT = 16
 
-#: Remembered launches; sequences of every length would otherwise pile up.
+#: Cached launches; sequences of every length would otherwise pile up.
 _MOST_PLANS = 4096
 
 
@@ -66,8 +66,8 @@ class CudaKernels:
         self.device = device
         self._driver, self._stream, self._directory, self._generate = driver, stream, directory, generate
         self._choices = Choices(device, directory)
-        self._tables = Remembered(table_of)
-        self._scaled: dict[float, Remembered[Tensor]] = {}
+        self._tables = TensorCache(table_of)
+        self._scaled: dict[float, TensorCache[Tensor]] = {}
         self._kernels: dict[str, Kernel] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._plans: dict[tuple[Any, ...], tuple[Kernel, Launch]] = {}
@@ -206,7 +206,7 @@ class CudaKernels:
             table = self._tables.of(codebook)
         if table.unit == 1.0:
             return table, scale.contiguous()
-        memory = self._scaled.setdefault(table.unit, Remembered(lambda scale: _finished(scale * table.unit)))
+        memory = self._scaled.setdefault(table.unit, TensorCache(lambda scale: _finished(scale * table.unit)))
         found = memory.find(scale)
         if found is None:
             # What a capture allocates holds nothing until the graph runs: it must not be remembered.

@@ -6,6 +6,7 @@ import torch
 from support import cuda_emulator
 from support.cuda_cases import FORMATS
 
+from ggpass.formats import Format
 from ggpass.formats.rf8 import RF8_CODEBOOK
 from ggpass.kernels.cuda.variants import COPIES, Launch
 
@@ -133,12 +134,11 @@ def test_the_device_function_is_those_steps(kind: str) -> None:
 
 @needs_emulator
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["int8", "e4m3"])
-def test_the_table_gives_rounded_values(kind: str, name: str) -> None:
+@pytest.mark.parametrize("format", FORMATS["table"], ids=lambda format: format.name)
+def test_the_table_gives_rounded_values(kind: str, format: Format) -> None:
     pytest.importorskip("tvm")
     from ggpass.kernels.cuda.generate import device
 
-    format = next(f for f in FORMATS["table"] if f.name == name)
     rounded = format.codebook.to(KINDS[kind])
     bits = rounded.view(torch.int16).numpy().view(np.uint16)
     call = f"ggp_decode_table(out, words[i], shared + i % {COPIES});"
