@@ -67,8 +67,8 @@ class Decoder(NamedTuple):
     """What kernels may assume of a codebook.
 
     Attributes:
-        kind: `rf8`: bit arithmetic on RF8's canonical codes; `linear`: the code as a signed byte; `table`: nothing, each
-            value is looked up.
+        kind: `rf8`: bit arithmetic on RF8's canonical codes; `linear`: the code as a signed byte; `table`: nothing, so
+            that each value is looked up.
         unit: the decoder's values times this are the codebook's. If it is not 1, to a relative 2^-23: kernels multiply
             the scale by it, and round once more than the codebook does.
     """
@@ -94,8 +94,8 @@ class Format:
         decoder: what kernels may assume of the codebook.
         roundings: the encoders by name; `nearest` is added to those given.
         canonical: (256,) uint8, the lowest code of the same value.
-        emitted: (n,) uint8, ascending: every code that an encoder may produce. Codes without a finite value, aliases and
-            `never_emitted` are not among them.
+        emitted: (n,) uint8, ascending: every code that an encoder may produce, so no alias, no code without a finite
+            value, and none of `never_emitted`.
         amax: the largest magnitude of an emitted code; a channel's scale is chosen so that nothing exceeds it.
     """
 
