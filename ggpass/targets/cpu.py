@@ -22,7 +22,8 @@ logger = logging.getLogger("ggpass")
 @functools.cache
 def _load() -> "CpuKernels | str":
     # Imported at the first use: loading the kernels' runtime is no part of `import ggpass`.
-    from ggpass.kernels.cpu.library import KernelsUnavailable, load
+    from ggpass.errors import KernelsUnavailable
+    from ggpass.kernels.cpu.library import load
 
     try:
         return load()

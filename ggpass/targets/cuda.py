@@ -20,11 +20,11 @@ from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
 from ggpass.graph.pipeline import Report
 from ggpass.graph.program import Program
 from ggpass.targets.base import TorchTarget
-from ggpass.targets.cuda_operators import KERNEL_DTYPES, float_note, kernels_on
+from ggpass.targets.cuda_operators import DTYPES, float_note, generate, kernels_on
 
 if TYPE_CHECKING:
-    from ggpass.kernels.cuda.cubins import Cubin
-    from ggpass.kernels.cuda.requests import Need
+    from ggpass.kernels.cuda.cubin import Cubin
+    from ggpass.kernels.cuda.uses import Use
 
 logger = logging.getLogger("ggpass")
 
@@ -92,7 +92,7 @@ class CudaTarget(TorchTarget):
             TargetError: no architecture of that name.
         """
         from ggpass.kernels.cuda.archs import parse
-        from ggpass.kernels.unavailable import KernelsUnavailable
+        from ggpass.errors import KernelsUnavailable
 
         try:
             for arch in archs:
@@ -130,7 +130,7 @@ class CudaTarget(TorchTarget):
         """Nothing is built before it is known what for; notes on what is rounded."""
         from ggpass.kernels.cuda.tables import inexact
 
-        counts = {dtype: inexact(fmt.codebook, dtype) for dtype in KERNEL_DTYPES}
+        counts = {dtype: inexact(fmt.codebook, dtype) for dtype in DTYPES}
         return tuple(
             f"{count} of {fmt.name}'s 256 values are rounded in {str(dtype).removeprefix('torch.')} models"
             for dtype, count in counts.items()
@@ -152,27 +152,27 @@ class CudaTarget(TorchTarget):
         model.__dict__["ggpass_kernels"] = self._kernels(uses, report, target)
 
     def _kernels(
-        self, uses: "Sequence[tuple[Need, Tensor, Tensor]]", report: Report, target: str
+        self, uses: "Sequence[tuple[Use, Tensor, Tensor]]", report: Report, target: str
     ) -> "tuple[Cubin, ...]":
-        """Build what `uses` call: each a need, its codes and its codebook."""
-        from ggpass.kernels.cuda.requests import variants_for
+        """Build what `uses` call: each a use, its codes and its codebook."""
+        from ggpass.kernels.cuda.uses import variants_for
         from ggpass.kernels.cuda.tables import table_of
-        from ggpass.kernels.unavailable import KernelsUnavailable
+        from ggpass.errors import KernelsUnavailable
 
         if not uses:
             return ()
-        for dtype in dict.fromkeys(need.dtype for need, _, _ in uses if need.family == "linear"):
-            if dtype not in KERNEL_DTYPES:
+        for dtype in dict.fromkeys(use.dtype for use, _, _ in uses if use.family == "linear"):
+            if dtype not in DTYPES:
                 report.notes.append(float_note(dtype))
         decoder = table_of(uses[0][2]).decoder
-        wanted = variants_for((need for need, _, _ in uses), decoder)
+        wanted = variants_for((use for use, _, _ in uses), decoder)
         made: dict[tuple[str, str], Cubin] = {}
         try:
             if self.archs:
-                from ggpass.kernels.cuda.cubins import obtain_all
+                from ggpass.kernels.cuda.build import obtain_all
 
                 for arch in self.archs:
-                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch)}
+                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch, generate=generate)}
             else:
                 for index in sorted({codes.device.index or 0 for _, codes, _ in uses}):
                     kernels = kernels_on(index)
@@ -210,15 +210,15 @@ def tune(
     """
     uses = _uses_of_program(compiled.program) if isinstance(compiled, Artifact) else _uses_of_module(compiled)
     found: dict[str, dict[str, float]] = {}
-    for need, codes, codebook in uses:
+    for use, codes, codebook in uses:
         kernels = kernels_on(codes.device.index or 0) if codes.device.type == "cuda" else f"it is on {codes.device}"
         if isinstance(kernels, str):
             raise InputError(f"there is nothing to tune: {kernels}; compile the model on a GPU that the kernels run on")
-        for m in rows if need.family == "linear" and need.dtype in KERNEL_DTYPES else ():
+        for m in rows if use.family == "linear" and use.dtype in DTYPES else ():
             shape = f"{m} × {codes.shape[0]} × {codes.shape[1]}"
             if shape not in found:
                 scale = torch.ones(codes.shape[0], device=codes.device)
-                found[shape] = kernels.tune(m, codes, scale, codebook, need.dtype)
+                found[shape] = kernels.tune(m, codes, scale, codebook, use.dtype)
     return found
 
 
@@ -226,7 +226,7 @@ def _reason_not_to_build() -> str:
     """Why no kernel can be built here; empty where one can."""
     from ggpass.kernels import cache
     from ggpass.kernels.cuda import compiler
-    from ggpass.kernels.unavailable import KernelsUnavailable
+    from ggpass.errors import KernelsUnavailable
 
     try:
         compiler.find()
@@ -250,8 +250,8 @@ def describe(kernels: "Iterable[Cubin]") -> str:
     )
 
 
-def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.requests import Need
+def _uses_of_program(program: Program) -> "Iterator[tuple[Use, Tensor, Tensor]]":
+    from ggpass.kernels.cuda.uses import Use
 
     operators = ops.DISPATCHED
     places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}
@@ -259,18 +259,18 @@ def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]
         family, at = places.get(node.target, ("dequantize", 0))  # type: ignore[arg-type]
         codes, _, codebook = (program.weight(str(a.target)) for a in node.args[at : at + 3])  # type: ignore[union-attr]
         dtype = node.args[0].meta["val"].dtype if family == "linear" else node.args[at + 3]  # type: ignore[union-attr]
-        yield Need(family, dtype, codes.shape[1]), codes, codebook  # type: ignore[arg-type]
+        yield Use(family, dtype, codes.shape[1]), codes, codebook  # type: ignore[arg-type]
 
 
-def _uses_of_module(model: nn.Module) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.requests import Need
+def _uses_of_module(model: nn.Module) -> "Iterator[tuple[Use, Tensor, Tensor]]":
+    from ggpass.kernels.cuda.uses import Use
 
     for module in model.modules():
         if isinstance(module, Lowered):
             families = {LoweredEmbedding: "embedding", LoweredConv: "dequantize"}
             family = next((name for kind, name in families.items() if isinstance(module, kind)), "linear")
             held = module.lowered
-            yield Need(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
+            yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
 
 
 CUDA_TARGET = CudaTarget("cuda", ops.DISPATCHED)

@@ -103,9 +103,8 @@ def generate_one(one: Isa, folder: Path) -> None:
     """Write the object and its table."""
     import tvm
 
-    from ggpass.kernels.cpu.generate.blocking import TILE
     from ggpass.kernels.cpu.generate.decoders import decoders
-    from ggpass.kernels.cpu.generate.module import compile_module, module
+    from ggpass.kernels.cpu.generate.module import TILE, compile_module, module
     from ggpass.kernels.cpu.generate.tile import tile_kernel
 
     functions = {name.name_hint: function for name, function in module(one).functions.items()}

@@ -15,7 +15,7 @@ from support.real_models import minilm_folder
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.formats import FORMATS, RF8, Scheme, scheme
+from ggpass.formats import FORMATS, Scheme, scheme
 from ggpass.ggd import GGD, fit_moments
 from ggpass.inspection import plot
 from ggpass.inspection.inspect import Inspection, fit_format, inspect_checkpoint, sqnr_db

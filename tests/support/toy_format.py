@@ -1,6 +1,6 @@
 """E5M2, a format for the tests alone: the 256 values of float8_e5m2; its infinities and NaNs are never emitted.
 
-The one file that a new format takes. `conftest.py` imports it, so that every test that goes through the formats meets it.
+The one file that a new format takes. `conftest.py` imports it, and every test that goes through the formats meets it.
 """
 
 import torch

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ggpass.formats.base import decoder_of
 from ggpass.kernels.cpu.isa import Isa
-from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS
+from ggpass.kernels.cpu.regimes import BY_KIND, LINE, PANEL_VECTORS
 from ggpass.kernels.tensor_cache import TensorCache
 
-#: Kernels read codes by cache lines; shorter rows are padded with code 0 and activations of 0.
-LINE = 64
 #: Bytes of weights dequantized at a time for the BLAS: they stay in the last-level cache.
 BLOCK_BYTES = 8 << 20
 #: Multiplications below which a call runs inline: some 8 µs, about what waking the pool takes.

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Codes of one cache line: every loop over k goes line by line, and shorter rows are padded with code 0 and x = 0.
+LINE = 64
 #: Vectors of rows of x side by side in a panel of the tile kernel.
 PANEL_VECTORS = 2
 

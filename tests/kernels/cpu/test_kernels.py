@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.closeness import assert_rejects_corruption, assert_within, dot_bound
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS
 from ggpass.formats.rf8 import RF8_CODEBOOK
 from ggpass.kernels.cpu.isa import portable
-from ggpass.kernels.cpu.library import CpuKernels, KernelsUnavailable, load
+from ggpass.kernels.cpu.library import CpuKernels, load
 from ggpass.kernels.cpu.memory import aligned_empty
 from ggpass.kernels.cpu.regimes import BY_KIND
 

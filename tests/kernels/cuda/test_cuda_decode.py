@@ -8,7 +8,8 @@ from support.cuda_cases import FORMATS
 
 from ggpass.formats import Format
 from ggpass.formats.rf8 import RF8_CODEBOOK
-from ggpass.kernels.cuda.variants import COPIES, Launch
+from ggpass.kernels.cuda.geometry import COPIES
+from ggpass.kernels.cuda.variants import Launch
 
 KINDS = {"bf16": torch.bfloat16, "f16": torch.float16}
 needs_emulator = pytest.mark.skipif(bool(cuda_emulator.reason_against()), reason=cuda_emulator.reason_against())
@@ -94,8 +95,8 @@ def test_the_steps_give_the_codebook(kind: str) -> None:
 
 def run_device_function(call: str, functions: str, codebook: np.ndarray | None = None) -> np.ndarray:
     """(1024, 2) words that a device function makes of `words_of_codes`."""
+    from ggpass.kernels.cuda.compiler import Source
     from ggpass.kernels.cuda.generate.device import PRELUDE
-    from ggpass.kernels.cuda.generate.source import Source
 
     words = words_of_codes()
     out = np.zeros((len(words), 2), np.uint32)
