@@ -1,7 +1,8 @@
-"""What every test shares: seeds, and the toy format, registered before any test is collected."""
+"""What every test shares: seeds, and the toy format and target, registered before any test is collected."""
 
 import pytest
-import support.toy_format  # noqa: F401
+import support.toy_format
+import support.toy_target  # noqa: F401
 import torch
 
 

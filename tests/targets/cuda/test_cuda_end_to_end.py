@@ -13,12 +13,13 @@ from support.closeness import assert_rejects_corruption, dot_bound
 from support.cuda_device import array
 from support.cuda_stub import Launched, Stub, stub  # noqa: F401
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
 from ggpass.kernels.cuda import compiler, cubin
 from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.kernels.cuda.kernels import CudaKernels
 from ggpass.kernels.cuda.variants import Launch
-from ggpass.errors import KernelsUnavailable
+from ggpass.targets import cuda_operators
 
 pytest.importorskip("tvm")
 

@@ -15,14 +15,14 @@ from torch import nn
 
 import ggpass
 from ggpass import FormatError
+from ggpass.errors import KernelsUnavailable
 from ggpass.file import PackedFile, unpack
 from ggpass.file.kernels import PREFIX, read_kernels
 from ggpass.file.kernels import kernels_of as carried_by
 from ggpass.kernels.cuda import compiler, cubin, uses, variants
-from ggpass.kernels.cuda.cubin import Cubin
-from ggpass.kernels.cuda.cubin import FileKernels
-from ggpass.errors import KernelsUnavailable
+from ggpass.kernels.cuda.cubin import Cubin, FileKernels
 from ggpass.packed.manifest import KEY
+from ggpass.targets import cuda_operators
 from ggpass.targets.cuda import CudaArtifact
 
 BF16 = torch.bfloat16
@@ -44,9 +44,7 @@ def built(arch: str = "sm_90") -> tuple[Cubin, ...]:
     wanted = uses.variants_for([uses.Use("linear", BF16, k) for k in (64, 48)], "rf8")
     number = int(arch.removeprefix("sm_"))
     return tuple(
-        Cubin(
-            v.name, arch, v.name, parameters_of(v.name), "nvcc13.0.88", cubin.interface(), "log", elf(number, v.name)
-        )
+        Cubin(v.name, arch, v.name, parameters_of(v.name), "nvcc13.0.88", cubin.interface(), "log", elf(number, v.name))
         for v in wanted
     )
 
@@ -81,8 +79,8 @@ def test_kernels_come_back_and_serve_the_process(saved: tuple[Path, str]) -> Non
     path, kind = saved
     assert read_kernels(path) == built()
     loaded = load(path, target_of(kind))
-    for cubin in built():
-        assert cubin.FROM_FILES.find(cubin.name, (9, 0)) == cubin
+    for made in built():
+        assert cubin.FROM_FILES.find(made.name, (9, 0)) == made
     assert carried_by(loaded) == built(), "a second save would lose them"
     assert any(f"carries {len(built())} CUDA kernels for sm_90" in note for note in ggpass.report(loaded).notes)
 

@@ -16,12 +16,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ggpass
 from ggpass import InputError, TargetError
 from ggpass.errors import KernelsUnavailable
-from ggpass.lowering import operators as ops
 from ggpass.formats import FORMATS, quantize
 from ggpass.integrations.dynamo.call_program import CallProgram
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler, cubin, driver, variants
 from ggpass.kernels.cuda.cubin import FileKernels
+from ggpass.lowering import operators as ops
 from ggpass.lowering.decide import Lowering
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
@@ -327,9 +327,9 @@ def test_tuning_times_each_shape_once(gpu: Gpu, monkeypatch: pytest.MonkeyPatch)
     on_gpu = type("On", (), {"type": "cuda", "index": 0})()
     layers = [nn.Linear(64, 48), nn.Linear(64, 48), nn.Linear(48, 16)]
     model = ggpass.compile(nn.Sequential(*layers).to(BF16), target="rf8-reference")
-    uses = list(cuda._uses_of_module(model))
+    uses = list(cuda._uses(model))
     moved = [(n, type("T", (), {"device": on_gpu, "shape": c.shape})(), b) for n, c, b in uses]
-    monkeypatch.setattr(cuda, "_uses_of_module", lambda model: moved)
+    monkeypatch.setattr(cuda, "_uses", lambda model: moved)
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape))
     assert set(cuda.tune(model, (1, 16))) == {"1 × 48 × 64", "16 × 48 × 64", "1 × 16 × 48", "16 × 16 × 48"}
     assert asked == [(1, (48, 64)), (16, (48, 64)), (1, (16, 48)), (16, (16, 48))]
