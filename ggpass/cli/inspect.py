@@ -34,7 +34,7 @@ def inspect_command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show each weight's fit and what RF8, E4M3 and INT8 make of it.
+    """Show each weight's fit and what each 8-bit format makes of it.
 
     For every floating tensor of two or more dimensions: the moment fit of a generalized Gaussian (shape ν, where 2 is
     a Gaussian and 1 a Laplacian; deviation σ); which of Gaussian, Laplace, generalized Gaussian and Student-t fits best

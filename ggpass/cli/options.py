@@ -26,5 +26,5 @@ Granularity = Annotated[
 Scale = Annotated[
     Literal["pow2", "real"] | None, typer.Option(help="Powers of two, or real scales; the format's own if left out.")
 ]
-Rounding = Annotated[Literal["nearest", "paper"], typer.Option(help="`paper` is RF8's published greedy rounding.")]
+Rounding = Annotated[str, typer.Option(help="`nearest`, or `paper`: RF8's published greedy rounding.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
