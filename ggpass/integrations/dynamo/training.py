@@ -36,7 +36,7 @@ logger = logging.getLogger("ggpass")
 
 
 def settings_of(train: Any) -> BackSlash:
-    """The BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled where it names no mode.
+    """Return the BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled by default.
 
     Raises:
         InputError: something else, a field that BackSlash does not have, or a mode without nodes.
@@ -60,7 +60,7 @@ def settings_of(train: Any) -> BackSlash:
 
 
 def trains(example_inputs: Sequence[Any]) -> bool:
-    """Whether a graph with these arguments computes gradients of Parameters."""
+    """Return True if a graph with these arguments computes gradients of Parameters."""
     return torch.is_grad_enabled() and any(isinstance(v, nn.Parameter) and v.requires_grad for v in example_inputs)
 
 
