@@ -2,7 +2,8 @@
 
 A node marks the weights that the rate acts on. The optimizer that steps them is found at its first step, and its steps
 add the slope, once each: whatever number of graphs, forwards and backwards led to a step. Nothing compiles again when
-λ, ν or α change, and each module of a class has its own.
+λ, ν or α change, and each module of a class has its own. If forwards run inside `step(closure)`, the first step has no
+slope yet: call `BackSlash.attach(model, optimizer)` for it.
 """
 
 import copy
