@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.file.save import CodedWeight, Item
+from ggpass.file.state import CodedWeight, Value
 from ggpass.formats import Format, Quantized, get_format
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
@@ -35,18 +35,18 @@ def format_of(artifact: Artifact) -> Format:
     return get_format(artifact.target.partition("-")[0])
 
 
-def items_of_artifact(artifact: Artifact) -> dict[str, Item]:
-    """What to save under which name; the codebook is the format's and is not saved."""
+def state_of_artifact(artifact: Artifact) -> tuple[dict[str, Value], dict[str, str]]:
+    """Return what a file holds of an Artifact by name, and no aliases; the codebook is the format's, not saved."""
     fmt, pairs = format_of(artifact), coded_names(artifact)
-    items: dict[str, Item] = {
+    values: dict[str, Value] = {
         name: CodedWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
         for name, (codes, scale) in pairs.items()
     }
     left_out = {f"{name}{suffix}" for name in pairs for suffix in (CODES, SCALE)} | {f"{fmt.name}_codebook"}
     for name, tensor in artifact.program.graph_module.state_dict(keep_vars=True).items():
         if name not in left_out:
-            items[name] = tensor
-    return items
+            values[name] = tensor
+    return values, {}
 
 
 def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
@@ -55,7 +55,7 @@ def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
     Raises:
         FormatError: a damaged file, or an Artifact whose tensors have other names, shapes or formats.
     """
-    items, pairs = items_of_artifact(artifact), coded_names(artifact)
+    (items, _), pairs = state_of_artifact(artifact), coded_names(artifact)
     with PackedFile(path) as file:
         if set(items) != set(file.names):
             odd = sorted(set(items) ^ set(file.names))[0]

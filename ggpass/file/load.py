@@ -1,5 +1,6 @@
 """load: a packed file into a model; weights that are stored as codes stay codes, whatever can be is lowered."""
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,14 +13,13 @@ from torch import Tensor, nn
 from ggpass.errors import FormatError
 from ggpass.file.artifact import fill_artifact
 from ggpass.file.kernels import take_kernels
-from ggpass.file.save import items_of
+from ggpass.file.state import state_of
 from ggpass.formats import Quantized
 from ggpass.graph.pipeline import Report
 from ggpass.graph.program import owner_of
 from ggpass.lowering.lower_module import lower_module
 from ggpass.lowering.lowering import Lowering
 from ggpass.lowering.modules import Lowered, LoweredWeight
-from ggpass.packed.layout import elements
 from ggpass.packed.reader import PackedFile
 from ggpass.targets import TARGETS, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
@@ -75,7 +75,7 @@ class _StoredCodes(Lowering):
     def _room(self, name: str) -> Tensor | None:
         stored = self.file.stored(name)
         return (
-            self.allocate((stored.rows, elements(stored.shape) // stored.rows), torch.uint8) if self.allocate else None
+            self.allocate((stored.rows, math.prod(stored.shape) // stored.rows), torch.uint8) if self.allocate else None
         )
 
 
@@ -170,7 +170,7 @@ def _check_shape(name: str, stored: tuple[int, ...], weight: Tensor) -> None:
 
 def _check_names(file: PackedFile, model: nn.Module) -> list[str]:
     """Raise where the file lacks a tensor of the model; notes on what the model lacks."""
-    items, aliases = items_of(model)
+    items, aliases = state_of(model)
     known = set(file.names)
     # One name of a tied tensor is enough.
     also: dict[str, list[str]] = {}

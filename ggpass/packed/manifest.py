@@ -29,7 +29,7 @@ import numpy as np
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Format
-from ggpass.packed.codec import crc32c
+from ggpass.packed.codec.native import crc32c
 from ggpass.packed.layout import Layout, check_dtype_and_shape
 from ggpass.packed.strict_json import parse_json
 

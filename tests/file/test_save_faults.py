@@ -1,17 +1,20 @@
 """No save can destroy a file: whatever interrupts one, an older file stays whole, and the next save is a new one."""
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from support.staging import left_in
 from torch import nn
 
 import ggpass
 from ggpass import GgpassError
 from ggpass.file import load, save
-from ggpass.packed.writer import Writer, journal_of, part_of
+from ggpass.packed.staging import Staging
+from ggpass.packed.writer import Writer
 
 
 def model(seed: int) -> nn.Module:
@@ -24,7 +27,7 @@ def same(path: Path, wanted: nn.Module) -> bool:
     return all(torch.equal(found[name], tensor) for name, tensor in wanted.state_dict().items())
 
 
-def _interrupted() -> None:
+def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -49,8 +52,7 @@ def test_a_save_after_a_failed_one_writes_a_whole_file(
         calls.append(name)
         if len(calls) != at:
             return write(self, name, pieces, *rest)  # type: ignore[arg-type]
-        with self._explained():
-            fault()
+        fault()
         return None
 
     with monkeypatch.context() as patch:
@@ -68,10 +70,15 @@ def test_a_save_after_a_failed_one_writes_a_whole_file(
 
 def test_a_journal_that_lies_there_is_not_read(tmp_path: Path) -> None:
     path, wanted = tmp_path / "m.safetensors", model(1)
-    part_of(path).write_bytes(bytes(1000))
-    journal_of(path).write_bytes(b'any plan\n{"name": "0.weight", "begin": 0, "end": 0, "crc": 0, "note": {}}\n')
+    with pytest.raises(KeyboardInterrupt), Staging(path, "any plan") as staging:
+        (staging.work() / "part").write_bytes(bytes(1000))
+        line = b'{"name": "0.weight", "begin": 0, "end": 0, "crc": 0, "note": {}}'
+        (staging.work() / "journal").write_bytes(b"\n" + line + b"\n")
+        raise KeyboardInterrupt
+    assert left_in(tmp_path) == staging.path
     save(wanted, path)
     assert same(path, wanted)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"], "a finished target needs no leftovers"
 
 
 def test_what_does_not_open_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,12 +86,12 @@ def test_what_does_not_open_replaces_nothing(tmp_path: Path, monkeypatch: pytest
     save(old, path)
     finish = Writer.finish
 
-    def shifted(self: Writer, header: bytes) -> None:
-        finish(self, header.replace(b'"data_offsets":[0,', b'"data_offsets":[8,', 1))
+    def shifted(self: Writer, header: bytes, *check: object) -> None:
+        finish(self, header.replace(b'"data_offsets":[0,', b'"data_offsets":[8,', 1), *check)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "finish", shifted)
-        with pytest.raises(GgpassError, match="was not replaced"):
+        with pytest.raises(GgpassError, match="nothing was replaced"):
             save(model(2), path)
     assert same(path, old)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
@@ -96,7 +103,11 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None
     precious = tmp_path / "precious"
     precious.write_text("mine")
     save_file({"w": torch.randn(64, 64)}, tmp_path / "a.safetensors")
-    part_of(tmp_path / "p.safetensors").symlink_to(precious)
-    with pytest.raises(GgpassError):
+    with pytest.raises(KeyboardInterrupt):
+        ggpass.file.pack(tmp_path / "a.safetensors", tmp_path / "p.safetensors", "rf8", progress=_interrupted)
+    staging = left_in(tmp_path)
+    shutil.rmtree(staging)
+    staging.symlink_to(precious)
+    with pytest.raises(GgpassError, match="is in the way"):
         ggpass.file.pack(tmp_path / "a.safetensors", tmp_path / "p.safetensors", "rf8")
     assert precious.read_text() == "mine"
