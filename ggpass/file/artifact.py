@@ -50,31 +50,36 @@ def state_of_artifact(artifact: Artifact) -> tuple[dict[str, Value], dict[str, s
 
 
 def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
-    """Fill an Artifact's tensors from a file that one like it was saved to.
+    """Fill an Artifact's tensors from a file that one like it was saved to, or leave it as it was.
 
     Raises:
         FormatError: a damaged file, or an Artifact whose tensors have other names, shapes or formats.
     """
-    (items, _), pairs = state_of_artifact(artifact), coded_names(artifact)
-    with PackedFile(path) as file:
-        if set(items) != set(file.names):
-            odd = sorted(set(items) ^ set(file.names))[0]
+    (values, _), pairs = state_of_artifact(artifact), coded_names(artifact)
+    with PackedFile(path) as file, torch.no_grad():
+        if set(values) != set(file.names):
+            odd = sorted(set(values) ^ set(file.names))[0]
             raise FormatError(
                 f"{path} and the artifact do not hold the same tensors ({odd}); compile the same model for the same "
                 "target, inputs and passes, and load into that"
             )
-        for name, item in items.items():
-            stored, wanted = file.stored(name), item.format.name if isinstance(item, CodedWeight) else ""
-            if stored.format != wanted or stored.shape != tuple(item.shape):
+        for name, value in values.items():
+            stored, wanted = file.stored(name), value.format.name if isinstance(value, CodedWeight) else ""
+            if stored.format != wanted or stored.shape != tuple(value.shape) or stored.transposed:
                 raise FormatError(
                     f"{name} is {stored.format or 'float'} {list(stored.shape)} in the file and {wanted or 'float'} "
-                    f"{list(item.shape)} in the artifact; compile for the target that was saved"
+                    f"{list(value.shape)} in the artifact; compile for the target that was saved"
                 )
-        quantized = file.all_codes(dict.fromkeys(pairs), threads=threads)
-        with torch.no_grad():
-            for name, (codes, scale) in pairs.items():
-                codes.copy_(quantized[name].codes)
-                scale.copy_(quantized[name].scale)
-            for name, item in items.items():
-                if isinstance(item, Tensor):
-                    item.copy_(file.read(name, threads=threads))
+        decoded = file.all_codes(dict.fromkeys(pairs), threads=threads)
+        writes = [
+            (value, file.read(name, threads=threads)) for name, value in values.items() if isinstance(value, Tensor)
+        ]
+        for name, (codes, scale) in pairs.items():
+            if decoded[name].scale.shape != scale.shape:
+                raise FormatError(
+                    f"{name} has {decoded[name].scale.numel()} scales in the file and {scale.numel()} in the artifact; "
+                    "compile with the scheme that was saved"
+                )
+            writes += [(codes, decoded[name].codes), (scale, decoded[name].scale)]
+        for tensor, new in writes:
+            tensor.copy_(new)

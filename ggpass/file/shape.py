@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.graph.pipeline import Change, Skip
-from ggpass.graph.weights import check_patterns
+from ggpass.graph.report import Change, Skip
+from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.convert import find_aliases
 from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
@@ -17,7 +17,7 @@ from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.staging import Staging, refuse_existing
 from ggpass.packed.writer import Writer
-from ggpass.passes.deepshape import DeepShape, ShapeReport, reason_by_name
+from ggpass.passes.deepshape import DeepShape, ShapeReport
 from ggpass.passes.deepshape.figures import in_words, summary
 from ggpass.passes.deepshape.weights import Source, reshape
 
@@ -53,7 +53,7 @@ def shape_file(
             raise FormatError(f"{source} is packed; `ggpass unpack` it first, and pack the reshaped file")
         entries = file.layout.entries
         matrices = [e.name for e in entries.values() if e.dtype in WEIGHT_DTYPES and len(e.shape) >= 2]
-        check_patterns(matrices, settings.only, settings.skip)
+        Selection(settings.only, settings.skip).check(matrices)
         report, aliases = ShapeReport("DeepShape"), find_aliases(file)
         chosen = _choose(file, settings, aliases, report)
         header = write_layout(entries, file.layout.metadata)
@@ -110,7 +110,7 @@ def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], repo
         elif not matrix:
             reason = f"{len(entry.shape)}-D (bias, norm): stays as it is"
         else:
-            reason = reason_by_name(names[entry.name], settings.only, settings.skip)
+            reason = Selection(settings.only, settings.skip).reason(names[entry.name])
         if reason:
             report.skips.append(Skip(entry.name, reason, entry.nbytes, matrix=matrix))
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ggpass.errors import FormatError, WeightError
-from ggpass.graph.weights import matches
+from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Item, Progress, assemble, silent
 from ggpass.packed.codec.container import MAX_EXPANSION
 from ggpass.packed.dtypes import DTYPE_BITS
@@ -104,13 +104,10 @@ def _equal(file: TensorFile, a: str, b: str) -> bool:
 
 def _reasons(file: TensorFile, method: Method, only: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, str]:
     """Return for each tensor why it stays as it is, or ''."""
-    reasons = {name: method.reason_to_leave(entry) for name, entry in file.layout.entries.items()}
-    for name in reasons:
-        if any(matches(name, pattern) for pattern in skip):
-            reasons[name] = "is skipped by name"
-        elif only and not any(matches(name, pattern) for pattern in only):
-            reasons[name] = "matches none of the names to pack"
-    return reasons
+    selection = Selection(only, skip)
+    return {
+        name: selection.reason([name]) or method.reason_to_leave(entry) for name, entry in file.layout.entries.items()
+    }
 
 
 def pack_file(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.graph.weights import check_patterns
+from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES, Checkpoint, read_index
 from ggpass.packed.convert import PackReport, pack_file, unpack_file
@@ -59,7 +59,7 @@ def pack(
     for file in _tensor_files(source):
         with TensorFile(file) as opened:
             names += opened.layout.entries
-    check_patterns(names, only, skip)
+    Selection(only, skip).check(names)
 
     def one(file: Path, into: Path, work: Path) -> PackReport:
         return pack_file(file, into, work, chosen, only=only, skip=skip, threads=threads, progress=progress)
