@@ -15,9 +15,9 @@ from ggpass.file.kernels import kernels_to_save
 from ggpass.file.state import Value, state_of
 from ggpass.packed.assemble import Item, assemble
 from ggpass.packed.dtypes import as_bytes, name_of
-from ggpass.packed.layout import Entry
+from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
-from ggpass.packed.methods import Source, encode_codes
+from ggpass.packed.methods import encode_codes
 from ggpass.packed.staging import Staging
 from ggpass.targets.artifact import Artifact
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ggpass.packed.codec.container import Piece, check_of
+from ggpass.packed.codec.container import Array, Piece, check_of
 from ggpass.packed.codec.native import crc32c
 from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.layout import Entry, write_layout
+from ggpass.packed.layout import Entry, Source, write_layout
 from ggpass.packed.manifest import Manifest, Stored, seal
-from ggpass.packed.methods import Array, Source
 from ggpass.packed.reader import PackedFile
 from ggpass.packed.writer import Writer
 

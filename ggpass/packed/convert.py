@@ -11,11 +11,11 @@ import numpy as np
 from ggpass.errors import FormatError, WeightError
 from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Item, Progress, assemble, silent
-from ggpass.packed.codec.container import MAX_EXPANSION
+from ggpass.packed.codec.container import MAX_EXPANSION, Array
 from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.layout import Entry, TensorFile, write_layout
+from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
 from ggpass.packed.manifest import Stored, is_packed
-from ggpass.packed.methods import Array, Method, Source
+from ggpass.packed.methods import Method
 from ggpass.packed.reader import PackedFile
 from ggpass.packed.writer import Writer
 

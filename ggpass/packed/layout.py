@@ -14,7 +14,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes that dtype and shape ask for, whatever the offsets say."""
         return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor that is read when it is needed.
+
+    Attributes:
+        entry: its name, dtype and shape.
+        read: returns its bytes, uint8: all, or those from `begin` to `end`.
+    """
+
+    entry: Entry
+    read: Callable[..., np.ndarray]
 
 
 def check_dtype_and_shape(dtype: Any, shape: Any, name: str) -> tuple[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """How a tensor becomes a payload: 8-bit codes, symbols on a grid, or lossless byte planes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Format, Quantized, Scheme, get_format, quantize
-from ggpass.packed.codec.container import Piece
+from ggpass.packed.codec.container import Array
 from ggpass.packed.codec.encoder import encode_pieces
 from ggpass.packed.codec.planes import split_planes
 from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_bytes, as_tensor, planes_of
 from ggpass.packed.grid import DEFAULT_LOSS, GridChoice, to_grid
-from ggpass.packed.layout import Entry
+from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
 
 #: Bytes of a source read at a time where a tensor need not be in memory as a whole.
@@ -23,22 +23,6 @@ BLOCK_BYTES = 1 << 22
 
 #: Tensors below this many bytes stay as they are when packing losslessly: tables and headers would eat what is saved.
 MIN_LOSSLESS = 1 << 10
-
-#: The pieces of one coded array, the header first.
-Array = list[Piece]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor that is read when it is needed.
-
-    Attributes:
-        entry: its name, dtype and shape.
-        read: returns its bytes, uint8: all, or those from `begin` to `end`.
-    """
-
-    entry: Entry
-    read: Callable[..., np.ndarray]
 
 
 class Method(Protocol):
