@@ -1,5 +1,6 @@
 """The target `cuda` without a GPU: what it refuses and says, what it builds ahead of time, and its operators."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ import ggpass
 from ggpass import InputError, TargetError
 from ggpass.lowering import operators as ops
 from ggpass.formats import FORMATS, quantize
-from ggpass.integrations.dynamo.backend import GraphEditor
+from ggpass.integrations.dynamo.call_program import CallProgram
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler, driver, embedded, kernels, requests
 from ggpass.kernels.cuda.embedded import Embedded
 from ggpass.lowering.decide import Lowering
+from ggpass.passes.lower_weights import LowerWeights
+from ggpass.passes.merge_linears import MergeLinears
 from ggpass.targets import TARGETS, cuda, cuda_operators, resolve
 from ggpass.targets.cuda import CudaArtifact
 
@@ -281,23 +284,20 @@ def test_under_torch_compile_codes_and_codebook_are_where_the_weight_is(machine:
         x = torch.empty(3, 32, dtype=BF16, device="cuda")
         made = [nn.Parameter(torch.empty(24, 32, dtype=BF16, device="cuda"), requires_grad=False) for _ in range(2)]
         graph = make_fx(lambda x, a, b: nn.functional.linear(x, a) + nn.functional.linear(x, b))(x, *made)
-    lowering = Lowering()
-    codebook = lowering.format.codebook
-    editor = GraphEditor(graph, [x, *made], lowering, TARGETS["cuda"].check_tensor)
     moved = []
 
     class Moving:
-        shape, dtype = codebook.shape, codebook.dtype
-
         def to(self, device: torch.device) -> torch.Tensor:
             moved.append(device)
-            return codebook
+            with mode:
+                return torch.empty(256, device=device)
 
-    editor.lowering = type("Stand-in", (), {"__getattr__": lambda _, name: getattr(lowering, name)})()
-    editor.lowering.format = type("Format", (), {"codebook": Moving(), "name": "rf8"})()
-    editor.lower()
-    editor.merge()
-    nodes = [n for n in editor.graph.nodes if n.op == "placeholder" and str(n.target).startswith("ggpass_")]
+    stand_in = dataclasses.replace(FORMATS["rf8"])
+    object.__setattr__(stand_in, "codebook", Moving())
+    program = CallProgram(graph, [x, *made])
+    LowerWeights(Lowering(format=stand_in, check=TARGETS["cuda"].check_tensor))(program)
+    MergeLinears(floats=False)(program)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and str(n.target).startswith("ggpass_")]
     assert len(nodes) >= 5
     assert {n.meta["val"].device for n in nodes} == {torch.device("cuda:0")}
     assert moved == [torch.device("cuda:0")]
