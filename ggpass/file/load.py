@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ggpass.errors import FormatError
 from ggpass.file.artifact import fill_artifact
 from ggpass.file.kernels import read_kernels, take_kernels
-from ggpass.file.state import lowered_weights, state_of
+from ggpass.file.state import buffers_beside, lowered_weights, state_of
 from ggpass.formats import FORMATS, Format, Quantized
 from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
@@ -103,9 +103,10 @@ class _Fill:
         self.known = set(file.names)
         self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):  # type: dict[str, Any]
+            for tensors in (module._parameters, module._buffers, module.__dict__):  # type: dict[str, Any]
                 for leaf, tensor in tensors.items():
-                    self.places.setdefault(id(tensor), []).append((tensors, leaf))
+                    if isinstance(tensor, Tensor):
+                        self.places.setdefault(id(tensor), []).append((tensors, leaf))
         self.as_codes: set[str] = set()
 
     def codes(self, target: Target, fmt: Format | None, report: Report) -> list[Write]:
@@ -188,7 +189,7 @@ class _Fill:
                 f"({', '.join(missing[:3])}, …); its own are named like {', '.join(self.file.names[:3])}: load it into "
                 "a model of the same architecture"
             )
-        surplus = sorted(self.known - set(values) - set(aliases))
+        surplus = sorted(set(self.file.state_names) - set(values) - set(aliases))
         if surplus:
             report.notes.append(f"the file also holds {', '.join(surplus)}, which the model has no place for")
         for name, value in values.items():
@@ -201,18 +202,17 @@ class _Fill:
         Raises:
             FormatError: the file does not hold one; the message names all.
         """
-        empty = []
+        empty, filled = [], set()
+        for name, tensor in buffers_beside(self.model):
+            if tensor.device.type == "meta" and name in self.known:
+                yield self._write(name, tensor)
+                filled.add(id(tensor))
+            elif tensor.device.type == "meta":
+                empty.append(name)
         for path, module in self.model.named_modules():
-            if isinstance(module, LoweredWeight):
-                continue
-            tensors = {n: module._buffers[n] for n in module._non_persistent_buffers_set} | module.__dict__
-            for leaf, tensor in tensors.items():
-                name = f"{path}.{leaf}" if path else leaf
-                if isinstance(tensor, Tensor) and tensor.device.type == "meta":
-                    if name in self.known and leaf in module._buffers:
-                        yield self._write(name, tensor)
-                    else:
-                        empty.append(name)
+            for leaf, value in module.__dict__.items():
+                if isinstance(value, Tensor) and value.device.type == "meta" and id(value) not in filled:
+                    empty.append(f"{path}.{leaf}" if path else leaf)
         if empty:
             raise FormatError(
                 f"{', '.join(empty)}: on the meta device, and {self.file.path} does not hold their values, which a "

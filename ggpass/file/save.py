@@ -2,9 +2,10 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -12,12 +13,12 @@ from torch.nn.parameter import is_lazy
 from ggpass.errors import FormatError
 from ggpass.file.artifact import state_of_artifact
 from ggpass.file.kernels import kernels_to_save
-from ggpass.file.state import Value, state_of
+from ggpass.file.state import Value, buffers_beside, state_of
 from ggpass.packed.assemble import Item, assemble
 from ggpass.packed.dtypes import as_bytes, name_of
 from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
-from ggpass.packed.methods import encode_codes
+from ggpass.packed.methods import Lossless, encode_codes
 from ggpass.packed.staging import Staging
 from ggpass.targets.artifact import Artifact
 
@@ -46,6 +47,9 @@ def save(
         raise FormatError(f"a packed file is named .safetensors, unlike {path}; any safetensors tool opens it")
     values, aliases = state_of_artifact(model) if isinstance(model, Artifact) else state_of(model)
     items = [_item(name, value, threads) for name, value in values.items()]
+    if isinstance(model, nn.Module):
+        beside = {name: tensor for name, tensor in buffers_beside(model) if tensor.device.type != "meta"}
+        items += [_beside(name, tensor, threads) for name, tensor in beside.items() if name not in values]
     with Staging(path) as staging:
         assemble(
             staging.new,
@@ -61,12 +65,23 @@ def save(
 def _item(name: str, value: Value, threads: int) -> Item:
     if isinstance(value, Tensor):
         _check_plain(name, value)
-        return Item(Source(Entry(name, name_of(value), tuple(value.shape)), functools.partial(as_bytes, value)))
+        return Item(Source(Entry(name, name_of(value), tuple(value.shape)), _reader(value)))
     entry, code = Entry(name, value.dtype, value.shape), codebook_hash(value.format)
     _check_plain(name, value.quantized.codes)
     stored = Stored("codes", value.dtype, value.shape, 0, value.format.name, code, transposed=value.transposed)
-    source = Source(entry, functools.partial(as_bytes, value.quantized.codes))
+    source = Source(entry, _reader(value.quantized.codes))
     return Item(source, lambda: (stored, encode_codes(value.quantized, threads)))
+
+
+def _beside(name: str, tensor: Tensor, threads: int) -> Item:
+    """Return a buffer that a model computes when it is built, and lacks on the meta device."""
+    source = _item(name, tensor, threads).source
+    encode = functools.partial(Lossless().encode, source, threads)  # masks are large and simple
+    return Item(source, None if Lossless().reason_to_leave(source.entry) else encode, persistent=False)
+
+
+def _reader(tensor: Tensor) -> Callable[..., np.ndarray]:
+    return lambda begin=0, end=None: as_bytes(tensor)[begin:end]
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:

@@ -74,6 +74,15 @@ def state_of(model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
     return values, aliases
 
 
+def buffers_beside(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the buffers that the state_dict leaves out, by their names; a module's codebook is its format's."""
+    for path, module in model.named_modules():
+        for leaf in () if isinstance(module, LoweredWeight) else sorted(module._non_persistent_buffers_set):
+            tensor = module._buffers.get(leaf)
+            if tensor is not None:
+                yield f"{path}.{leaf}" if path else leaf, tensor
+
+
 def _identity(tensor: Tensor) -> Any:
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
         return id(tensor)

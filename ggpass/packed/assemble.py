@@ -32,10 +32,12 @@ class Item:
     Attributes:
         source: where it comes from.
         encode: returns the manifest's entry, its check still 0, and the coded arrays; None if it stays as it is.
+        persistent: as the manifest has it.
     """
 
     source: Source
     encode: Callable[[], tuple[Stored, Iterator[Array]]] | None = None
+    persistent: bool = True
 
     @property
     def entry(self) -> Entry:
@@ -84,6 +86,7 @@ def assemble(
             progress(name, done, total)
             record = writer.records.get(name) or _write(writer, item)
             stored[name] = Stored(**{**record.note, "shape": tuple(record.note["shape"])})
+            stored[name] = replace(stored[name], persistent=item.persistent)
             if item.encode is None:
                 stored[name] = replace(stored[name], check=record.crc)
                 entries[name] = replace(item.entry, begin=record.begin, end=record.end)
@@ -106,10 +109,8 @@ def _bytes_entry(name: str, begin: int, end: int) -> Entry:
 
 def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -> int:
     """Return the bytes that the header cannot exceed: with the largest numbers everywhere."""
-    largest = {
-        item.entry.name: Stored("codes", item.entry.dtype, item.entry.shape, 2**32 - 1, "x" * 24, "0" * 16, 0.0, True)
-        for item in items
-    }
+    worst = Stored("codes", "F8_E4M3", (), 2**32 - 1, "x" * 24, "0" * 16, transposed=True, persistent=False)
+    largest = {item.entry.name: replace(worst, shape=item.entry.shape) for item in items}
     entries = {
         item.entry.name: replace(item.entry, begin=_ANY_SIZE, end=_ANY_SIZE)
         if item.encode is None
@@ -117,8 +118,8 @@ def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -
         for item in items
     }
     entries |= {name: Entry(name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE) for name in kernels}
-    worst = replace(manifest, tensors=largest, kernels=dict.fromkeys(kernels, 2**32 - 1))
-    return len(write_layout(entries, worst.as_metadata()))
+    whole = replace(manifest, tensors=largest, kernels=dict.fromkeys(kernels, 2**32 - 1))
+    return len(write_layout(entries, whole.as_metadata()))
 
 
 def _write(writer: Writer, item: Item) -> Any:

@@ -182,7 +182,7 @@ def _report(file: TensorFile, packed: PackedFile, method: Method, reasons: dict[
 
 
 def unpack_file(source: Path, target: Path, work: Path, *, threads: int = 1, progress: Progress = silent) -> None:
-    """Unpack one file: every tensor decoded in its original dtype, as plain safetensors.
+    """Unpack one file: every tensor of the state_dict, decoded in its original dtype, as plain safetensors.
 
     Args:
         source: a packed file.
@@ -196,7 +196,7 @@ def unpack_file(source: Path, target: Path, work: Path, *, threads: int = 1, pro
     """
     with PackedFile(source) as packed:
         ordered = sorted(
-            (Entry(name, packed.stored(name).dtype, packed.stored(name).shape) for name in packed.names),
+            (Entry(name, packed.stored(name).dtype, packed.stored(name).shape) for name in packed.state_names),
             key=lambda entry: -DTYPE_BITS[entry.dtype],
         )
         total = sum(entry.nbytes for entry in ordered)

@@ -229,6 +229,11 @@ class PackedFile:
         """Every tensor that comes out, aliases included."""
         return (*self.manifest.tensors, *self.manifest.aliases)
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Every tensor that a state_dict holds, aliases included."""
+        return tuple(name for name in self.names if self.stored(name).persistent)
+
     def stored(self, name: str) -> Stored:
         """The manifest's entry of a tensor or of what an alias stands for.
 
