@@ -23,6 +23,7 @@ from ggpass.lowering.decide import Allocate
 from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import LoweredWeight, first_lowered
 from ggpass.lowering.modules import replace as replace_weight
+from ggpass.packed.forked import after_fork
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.targets.base import Target
@@ -33,6 +34,7 @@ Filled = TypeVar("Filled", nn.Module, Artifact)
 Write = Callable[[], object]
 
 
+@after_fork()
 def load(
     path: str | Path,
     into: Filled | None,

@@ -16,6 +16,7 @@ from ggpass.file.kernels import kernels_to_save
 from ggpass.file.state import Value, buffers_beside, state_of
 from ggpass.packed.assemble import Item, assemble
 from ggpass.packed.dtypes import as_bytes, name_of
+from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
 from ggpass.packed.methods import Lossless, encode_codes
@@ -23,6 +24,7 @@ from ggpass.packed.staging import Staging
 from ggpass.targets.artifact import Artifact
 
 
+@after_fork()
 def save(
     model: nn.Module | Artifact, path: str | Path, *, metadata: Mapping[str, str] | None = None, threads: int = 0
 ) -> None:

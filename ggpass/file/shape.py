@@ -13,6 +13,7 @@ from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.convert import find_aliases
 from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
+from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.staging import Staging, refuse_existing
@@ -22,6 +23,7 @@ from ggpass.passes.deepshape.figures import in_words, summary
 from ggpass.passes.deepshape.weights import Source, reshape
 
 
+@after_fork()
 def shape_file(
     source: Path, target: Path, settings: DeepShape, progress: Progress = silent, replace: bool = False
 ) -> ShapeReport:

@@ -12,6 +12,7 @@ from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES, Checkpoint, read_index
 from ggpass.packed.convert import PackReport, pack_file, unpack_file
+from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.methods import Method, parse_method
 from ggpass.packed.reader import PackedFile
@@ -23,6 +24,7 @@ SUFFIX = ".safetensors"
 T = TypeVar("T")
 
 
+@after_fork()
 def pack(
     source: str | Path,
     target: str | Path,
@@ -70,6 +72,7 @@ def pack(
     return PackReport(tensors, sum(report.file_bytes for report in reports), notes)
 
 
+@after_fork()
 def unpack(
     source: str | Path,
     target: str | Path,

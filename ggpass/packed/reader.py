@@ -19,6 +19,7 @@ from ggpass.packed.codec.native import address, crc32c, library
 from ggpass.packed.codec.planes import merge_tasks
 from ggpass.packed.codec.threads import run_all
 from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_tensor, planes_of
+from ggpass.packed.forked import after_fork
 from ggpass.packed.grid import from_grid
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.manifest import CHECK_KEY, Manifest, Stored, parse_manifest
@@ -261,6 +262,7 @@ class PackedFile:
         file = self._file_of.get(name)
         return file.layout.entries[name].end - file.layout.entries[name].begin if file else 0
 
+    @after_fork()
     def read_bytes(self, name: str, *, threads: int = 1) -> np.ndarray:
         """The decoded tensor's bytes, uint8.
 
@@ -320,6 +322,7 @@ class PackedFile:
             raise FormatError(f"its codes need contiguous uint8 {shape}, not {codes.dtype} {tuple(codes.shape)}")
         return Quantized(codes, torch.from_numpy(payload.scale))
 
+    @after_fork()
     def read_all(self, *, threads: int = 1) -> dict[str, Tensor]:
         """Every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.
 
