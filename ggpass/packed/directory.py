@@ -107,6 +107,8 @@ def _source(path: Path) -> Path:
         raise FormatError(f"{path} does not exist; give a {SUFFIX} file or the directory of a saved model")
     if path.name.endswith(INDEX_SUFFIX):
         return path.parent
+    if not path.is_dir() and not path.is_file():
+        raise FormatError(f"{path} is no regular file; give a {SUFFIX} file or the directory of a saved model")
     if path.is_file() and path.suffix != SUFFIX:
         raise FormatError(f"{path} is not named {SUFFIX}; save the model as safetensors first")
     if path.is_dir() and not _tensor_files(path):

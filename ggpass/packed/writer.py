@@ -46,6 +46,11 @@ def open_tensors(path: Path) -> None:
     TensorFile(path).close()
 
 
+def _open(path: Path) -> BinaryIO:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(fd, "r+b", buffering=0)
+
+
 class Writer:
     """Writes one file of a Staging; use as a context manager, and call `finish` at the end.
 
@@ -67,24 +72,22 @@ class Writer:
         """
         self.path, self.header_bytes = path, header_bytes
         self.records: dict[str, Record] = {}
-        self.finished = False
         self._part_path, self._at = work / "part", 0
-        journal = work / "journal"
-        lines = journal.read_bytes().split(b"\n") if journal.exists() else []
-        resumed = lines[:1] == [plan.encode()]
         with contextlib.ExitStack() as on_error:
-            fd = os.open(self._part_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            self._part: BinaryIO = on_error.enter_context(os.fdopen(fd, "r+b", buffering=0))
-            if resumed and path.exists():
-                self.finished = True
-                lines = []
-            for line in lines[1:-1] if resumed else ():  # the last one has no newline: it is empty, or was cut off
+            self._part = on_error.enter_context(_open(self._part_path))
+            self._journal = on_error.enter_context(_open(work / "journal"))
+            first, *lines = self._journal.read().split(b"\n")
+            resumed = first == plan.encode()
+            self.finished = resumed and path.exists()
+            # The last line has no newline: it is empty, or was cut off.
+            for line in lines[:-1] if resumed and not self.finished else ():
                 record = self._verified(line)
                 if record is None:
                     break
                 self.records[record.name] = record
                 self._at = record.end
-            self._journal: BinaryIO = on_error.enter_context(journal.open("wb", buffering=0))
+            self._journal.truncate(0)
+            self._journal.seek(0)
             self._journal.write(plan.encode() + b"\n")
             for record in self.records.values():
                 self._log(record)
