@@ -73,7 +73,12 @@ class Staging:
         self.path = target.with_name(f"{self._prefix}{token}{PART_SUFFIX}")
         self.new = self.path / "new"
         with self._explained():
-            self._lock = _enter(self.path, target)
+            try:
+                self._lock = _enter(self.path, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # an empty one is ours, and just made
+                raise
             if (self.path / "old").exists() and not target.exists():
                 (self.path / "old").rename(target)  # a kill came between the two renames of `publish`
 

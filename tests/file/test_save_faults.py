@@ -1,7 +1,10 @@
 """No save can destroy a file: whatever interrupts one, an older file stays whole, and the next save is a new one."""
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +119,61 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None
     with pytest.raises(GgpassError, match="is in the way"):
         ggpass.file.pack(tmp_path / "a.safetensors", tmp_path / "p.safetensors", "rf8")
     assert precious.read_text() == "mine"
+
+
+def _no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "open", "mkdir"])
+def test_a_disk_that_refuses_at_the_end_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Whatever call of the system fails: an error of ours, the old file, nothing beside it, and the next save works."""
+    path, old, new = tmp_path / "m.safetensors", model(1), model(2)
+    save(old, path)
+    for at in range(1, 4):
+        real, calls = getattr(os, call), [0]
+
+        def failing(*arguments: object, real: Callable = real, calls: list[int] = calls, at: int = at, **more: object):
+            calls[0] += 1
+            return real(*arguments, **more) if calls[0] != at else _no_space()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing)
+            try:
+                save(new, path)
+                wanted = new  # it has no such call any more, or can do without it
+            except GgpassError:
+                wanted = old
+        assert same(path, wanted)
+        assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+        save(old, path)
+
+
+@pytest.mark.parametrize("room", [100, 3000, 33_000, 49_000])
+def test_a_disk_that_is_full_anywhere_is_said(tmp_path: Path, room: int) -> None:
+    """In the header, in the journal or in a tensor: the file is 51 kB."""
+    save(model(1), tmp_path / "a.safetensors")
+    code = f"""if True:
+        import resource, sys
+        import torch
+        from torch import nn
+        import ggpass
+        from ggpass.file import save, unpack
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+        for write in (lambda: save(model, sys.argv[1] + "/m.safetensors"),
+                      lambda: unpack(sys.argv[1] + "/a.safetensors", sys.argv[1] + "/u.safetensors")):
+            try:
+                write()
+            except ggpass.GgpassError as error:
+                print(error)
+            else:
+                sys.exit("it was written")
+    """
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("could not be written: File too large") == 2, run.stdout
+    assert {p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors"} == {"a.safetensors"}
+    assert (tmp_path / "a.safetensors").stat().st_size > 49_900
