@@ -5,7 +5,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from ggpass.file.state import buffers_beside, lowered_weights, state_of
 from ggpass.formats import FORMATS, Format, Quantized
 from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
-from ggpass.lowering.decide import Allocate
+from ggpass.lowering.decide import Allocate, Lowering
 from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import LoweredWeight, first_lowered
 from ggpass.lowering.modules import replace as replace_weight
@@ -126,7 +125,7 @@ class _Fill:
                 f"{self.file.path} holds codes of {', '.join(counts)} and none of {fmt.name}; load it for those"
             )
         report.notes += target.prepare(fmt)
-        lowering = replace(target.lowering(), format=fmt)
+        lowering = Lowering(fmt, operators=target.operators, allocate=target.allocate)
         chosen = self._weights_to_lower(fmt.name)
         decoded = self._decode(dict.fromkeys(chosen, lowering.allocate))
         report.changes += [lowering.change(weight) for weight in chosen.values()]

@@ -25,7 +25,7 @@ from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
 from ggpass.onnx.coded import CodedWeight, constant
 from ggpass.onnx.complete import coded_conv, complete, conv_reason, replace
-from ggpass.onnx.names import DOMAIN, operator_name
+from ggpass.onnx.names import DOMAIN, operator_name, takes_codebook
 from ggpass.onnx.reader import bytes_of, files_of, load
 from ggpass.onnx.save import attach_functions, check_path, data_path, save
 from ggpass.onnx.weights import Kind, Use, Weight, find_weights
@@ -128,7 +128,7 @@ class _Rewriter:
         operands = list(coded.values())
         for value in operands:
             graph.register_initializer(value)
-        if self.lowering.format.name != "rf8":
+        if takes_codebook(self.lowering.format.name):
             operands.append(self._codebook())
         for use in weight.uses:
             self._rewrite(use, operands, weight)

@@ -316,10 +316,9 @@ def test_targets_and_devices_are_told_apart(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_target_that_a_user_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ggpass.lowering.operators import REFERENCE
-    from ggpass.targets import TARGETS
-    from ggpass.targets.base import TorchTarget
+    from ggpass.targets import TARGETS, Target
 
-    monkeypatch.setitem(TARGETS, "toy", TorchTarget("toy", REFERENCE))
+    monkeypatch.setitem(TARGETS, "toy", Target("toy", REFERENCE))
     path = written(tmp_path / "m.safetensors", "compiled")
     for target in ("toy", "rf8-toy"):
         loaded = ggpass.load(path, into=net(2), target=target)
