@@ -10,9 +10,8 @@ import numpy as np
 from ggpass.packed.codec.container import Array, Piece, check_of
 from ggpass.packed.codec.native import crc32c
 from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.layout import Entry, Source, write_layout
-from ggpass.packed.manifest import Manifest, Stored, seal
-from ggpass.packed.reader import PackedFile
+from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
+from ggpass.packed.manifest import Manifest, Stored, parse_manifest, seal
 from ggpass.packed.writer import Writer
 
 #: The largest offset a header may come to hold, for the room that is reserved before they are known.
@@ -100,7 +99,13 @@ def assemble(
         progress("", total, total)
         in_order = {item.entry.name: stored[item.entry.name] for item in items}
         whole = replace(manifest, tensors=in_order, kernels=checks)
-        writer.finish(seal(write_layout(entries, whole.as_metadata(), room)), lambda part: PackedFile(part).close())
+        writer.finish(seal(write_layout(entries, whole.as_metadata(), room)), _open)
+
+
+def _open(path: Path) -> None:
+    """Raise FormatError if a file is no packed file, as its readers will see it."""
+    with TensorFile(path) as file:
+        parse_manifest(file.layout)
 
 
 def _bytes_entry(name: str, begin: int, end: int) -> Entry:
