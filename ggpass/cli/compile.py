@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.console import stderr, stdout
+from ggpass.cli.console import Force, stderr, stdout
 
 
 class Granularity(StrEnum):
@@ -66,6 +66,7 @@ def compile_command(
     dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.auto,
     arch: ArchOption = None,
     output: OutputOption = None,
+    force: Force = False,
 ) -> None:
     """Lower a model's weights to 8 bits and report what happened to each.
 
@@ -76,11 +77,14 @@ def compile_command(
     from ggpass.cli.models import load_model, place_for
     from ggpass.errors import GgpassError
     from ggpass.formats import Scheme
+    from ggpass.packed.staging import refuse_existing
     from ggpass.targets import resolve
 
     resolve(target, arch or ())  # an unknown target is answered before the model is loaded
     if output is not None and output.suffix != ".safetensors":
         raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
+    if output is not None and not force:
+        refuse_existing(output)
     scheme = Scheme(granularity.value, scale.value if scale else None, rounding)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)

@@ -1,9 +1,14 @@
 """Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
 
 import os
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+#: Every command that writes a file refuses an existing one without it.
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 #: Columns of a table that is not written to a terminal, where none are asked for by COLUMNS.
 FILE_WIDTH = 160

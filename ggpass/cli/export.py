@@ -21,7 +21,7 @@ from ggpass.cli.compile import (
     Skip,
     TargetName,
 )
-from ggpass.cli.console import stderr, stdout
+from ggpass.cli.console import Force, stderr, stdout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,6 +68,7 @@ def export_command(
     scale: ScaleOption = None,
     rounding: RoundingOption = "nearest",
     dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.float32,
+    force: Force = False,
 ) -> None:
     """Write a Hugging Face model as an ONNX file with 8-bit weights, and check the file in ONNX Runtime.
 
@@ -79,9 +80,12 @@ def export_command(
     from ggpass.cli.models import load_model
     from ggpass.formats import Scheme
     from ggpass.onnx.save import check_path
+    from ggpass.packed.staging import refuse_existing
 
     check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
     check_path(out)
+    if not force:
+        refuse_existing(out)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
     kwargs, shapes = example(model)
@@ -122,6 +126,7 @@ def lower_onnx_command(
     granularity: GranularityOption = Granularity.channel,
     scale: ScaleOption = None,
     rounding: RoundingOption = "nearest",
+    force: Force = False,
 ) -> None:
     """Turn the weights of any ONNX model into 8 bits, and report what happened to each.
 
@@ -129,7 +134,10 @@ def lower_onnx_command(
     """
     import ggpass
     from ggpass.formats import Scheme
+    from ggpass.packed.staging import refuse_existing
 
+    if not force:
+        refuse_existing(out)
     start = time.perf_counter()
     with stderr().status(escape(f"lowering {file}")):
         report = ggpass.lower_onnx(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.console import progress, stdout
+from ggpass.cli.console import Force, progress, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +34,7 @@ RARE_HELP = "Values that occur less often stay; counted in all weights, in propo
 
 def shape_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file; it must not exist yet.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file.")],
     mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.paper,
     granularity: Annotated[Population, typer.Option(help=GRANULARITY_HELP)] = Population.model,
     shape_ratio: Annotated[float, typer.Option(help="ν of the target to ν of the fit.")] = 0.8,
@@ -47,6 +47,7 @@ def shape_command(
     skip: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave weights whose name matches; may be repeated.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Remap a model's matrices so that their codes cost fewer bits (DeepShape).
 
@@ -69,7 +70,7 @@ def shape_command(
             verb = "looking at" if done <= total // 2 else "shaping"
             bar.update(task, completed=done // 1000, total=total // 1000, description=escape(f"{verb} {name}"))
 
-        report = shape_file(source, target, settings, advance)
+        report = shape_file(source, target, settings, advance, replace=force)
     console = stdout()
     console.print(shape_table(report, settings, console.width))
     console.print(f"written in {time.perf_counter() - start:.1f} s: {target}", highlight=False, markup=False)

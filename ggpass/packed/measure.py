@@ -1,13 +1,14 @@
 """measure: what a packed file's payloads cost, against the entropy of their own symbols."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ggpass.packed.codec import histogram
-from ggpass.packed.layout import elements
-from ggpass.packed.reader import PackedFile, naming
+from ggpass.packed.boundary import reading
+from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.reader import PackedFile
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ def measure(files: Iterable[Path], progress: Callable[[str], None] = lambda name
             aliases |= opened.manifest.aliases
             for name, stored in opened.manifest.tensors.items():
                 progress(name)
-                count, packed = elements(stored.shape), opened.packed_bytes(name)
+                count, packed = math.prod(stored.shape), opened.packed_bytes(name)
                 payload = opened.payload(name)
                 if stored.kind == "plain":
                     plain.append(Measured(name, "plain", count, packed, packed))
                     continue
-                with naming(path, name):
+                with reading(path, name):
                     bits = sum(histogram(array.decode()).entropy * array.count for array in payload.arrays)
                 coded.append(Measured(name, stored.format or stored.kind, count, packed, bits / 8))
     return PackedInspection(tuple(coded), tuple(plain), aliases, size)

@@ -135,7 +135,7 @@ def _encode_exp_golomb(
     numbers: Callable[[np.ndarray], np.ndarray] = exp_golomb.signed_map
     distinct, table = exp_golomb.signed_map(counted.values), b""
     if ranked:
-        ranks = exp_golomb.rank_order(counted)
+        ranks = exp_golomb.rank_order(counted.values, counted.counts)
         rank_of = np.empty(len(ranks), np.uint64)
         rank_of[np.searchsorted(counted.values, ranks)] = np.arange(len(ranks), dtype=np.uint64)
         numbers = lambda block: rank_of[np.searchsorted(counted.values, block.astype(np.int64))]  # noqa: E731
