@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import say, stderr, stdout
-from ggpass.cli.options import Dtype, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
+from ggpass.cli.options import Dtype, Force, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
 from ggpass.graph.tables import size
 
 ArchOption = Annotated[
@@ -32,6 +32,7 @@ def compile_command(
     dtype: Dtype = "auto",
     arch: ArchOption = None,
     output: OutputOption = None,
+    force: Force = False,
 ) -> None:
     """Lower a model's weights to 8 bits and report what happened to each.
 
@@ -41,11 +42,14 @@ def compile_command(
     from ggpass.cli.models import load_model, place_for
     from ggpass.errors import GgpassError
     from ggpass.formats import Scheme
+    from ggpass.packed.staging import refuse_existing
     from ggpass.targets import resolve
 
     resolve(target, arch or ())  # an unknown target is answered before the model is loaded
     if output is not None and output.suffix != ".safetensors":
         raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
+    if output is not None and not force:
+        refuse_existing(output)
     scheme = Scheme(granularity, scale, rounding)
     model, notes = load_model(model_dir, dtype)
     model.to(place_for(target, arch or ()))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import say, stderr, stdout
-from ggpass.cli.options import Dtype, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
+from ggpass.cli.options import Dtype, Force, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
 
 OutputFile = Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")]
 Fallback = Annotated[
@@ -37,6 +37,7 @@ def export_command(
     scale: Scale = None,
     rounding: Rounding = "nearest",
     dtype: Dtype = "float32",
+    force: Force = False,
 ) -> None:
     """Write a Hugging Face model as an ONNX file with 8-bit weights, and check the file in ONNX Runtime.
 
@@ -46,11 +47,14 @@ def export_command(
     from ggpass.api import check_onnx_target, export_onnx
     from ggpass.cli.models import example, load_model
     from ggpass.formats import Scheme
+    from ggpass.packed.staging import refuse_existing
 
     check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
     from ggpass.onnx.save import check_path  # needs the packages that the target has asked for
 
     check_path(out)
+    if not force:
+        refuse_existing(out)
     model, notes = load_model(model_dir, dtype)
     kwargs, shapes = example(model)
     start = time.perf_counter()
@@ -85,6 +89,7 @@ def lower_onnx_command(
     granularity: Granularity = "channel",
     scale: Scale = None,
     rounding: Rounding = "nearest",
+    force: Force = False,
 ) -> None:
     """Turn the weights of any ONNX model into 8 bits, and report what happened to each.
 
@@ -92,7 +97,10 @@ def lower_onnx_command(
     """
     from ggpass.api import lower_onnx
     from ggpass.formats import Scheme
+    from ggpass.packed.staging import refuse_existing
 
+    if not force:
+        refuse_existing(out)
     start = time.perf_counter()
     with stderr().status(escape(f"lowering {file}")):
         report = lower_onnx(

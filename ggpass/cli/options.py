@@ -28,3 +28,6 @@ Scale = Annotated[
 ]
 Rounding = Annotated[str, typer.Option(help="`nearest`, or `paper`: RF8's published greedy rounding.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+#: Every command that writes a file refuses an existing one without it.
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import progress, say, stdout
-from ggpass.cli.options import Only, Skip
+from ggpass.cli.options import Force, Only, Skip
 from ggpass.graph.tables import Column, count, table, with_lines
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RARE_HELP = "Values that occur less often stay; counted in all weights, in propo
 
 def shape_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file; it must not exist yet.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file.")],
     mode: Annotated[Literal["paper", "compensated"], typer.Option(help=MODE_HELP)] = "paper",
     granularity: Annotated[Literal["model", "tensor", "channel"], typer.Option(help=GRANULARITY_HELP)] = "model",
     shape_ratio: Annotated[float, typer.Option(help="ν of the target to ν of the fit.")] = 0.8,
@@ -33,6 +33,7 @@ def shape_command(
     rare: Annotated[float, typer.Option(help=RARE_HELP)] = 1000,
     only: Only = None,
     skip: Skip = None,
+    force: Force = False,
 ) -> None:
     """Remap a model's matrices so that their codes cost fewer bits (DeepShape).
 
@@ -53,7 +54,7 @@ def shape_command(
             verb = "looking at" if done <= total // 2 else "shaping"
             bar.update(task, completed=done // 1000, total=total // 1000, description=escape(f"{verb} {name}"))
 
-        report = shape_file(source, target, settings, advance)
+        report = shape_file(source, target, settings, advance, replace=force)
     console = stdout()
     console.print(shape_table(report, settings, console.width))
     say(f"written in {time.perf_counter() - start:.1f} s: {target}")

@@ -11,16 +11,22 @@ from torch import Tensor
 from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.report import Skip
 from ggpass.graph.weights import Selection, Weight
-from ggpass.packed.convert import Progress, find_aliases, silent
+from ggpass.packed.assemble import Progress, silent
+from ggpass.packed.convert import find_aliases
 from ggpass.packed.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_bytes, as_tensor
+from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
+from ggpass.packed.staging import Staging, refuse_existing
 from ggpass.packed.writer import Writer
 from ggpass.passes.deepshape import DeepShape, ShapeReport
 from ggpass.passes.deepshape.weights import Source, reshape
 
 
-def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progress = silent) -> ShapeReport:
+@after_fork()
+def shape_file(
+    source: Path, target: Path, settings: DeepShape, progress: Progress = silent, replace: bool = False
+) -> ShapeReport:
     """`target` = `source` with w' in place of w in every matrix; names, shapes, dtypes and metadata stay.
 
     1. The source is untouched, and `target` does not exist until it is whole. The same call goes on where an
@@ -33,6 +39,7 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
         target: the new file.
         settings: what to do with which weights.
         progress: called with a tensor's name, the bytes done and the bytes in all; every tensor is read twice.
+        replace: whether an old target goes when the new one is whole; without it, one that exists is an error.
 
     Returns:
         What became of every tensor.
@@ -42,7 +49,7 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
         WeightError: NaN or infinity in a weight, or a pattern that matches none.
         GgpassError: the target exists or cannot be written.
     """
-    _check_paths(source, target)
+    _check_paths(source, target, replace)
     with TensorFile(source) as file:
         if is_packed(file.layout):
             raise FormatError(f"{source} is packed; `ggpass unpack` it first, and pack the reshaped file")
@@ -53,9 +60,11 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
         weights = _choose(file, settings, aliases, report)
         chosen = [weight.name for weight in weights]
         header = write_layout(entries, file.layout.metadata)
-        stat = source.stat()
-        plan = json.dumps(["shape 1", str(settings), stat.st_size, stat.st_mtime_ns])
-        with Writer(target, len(header), plan) as writer:
+        plan = ["shape 2", str(settings)]
+        with (
+            Staging(target, json.dumps(plan)) as staging,
+            Writer(staging.new, staging.work(), len(header), json.dumps([*plan, file.fingerprint()])) as writer,
+        ):
             copier = _Copier(file, writer, {a: n for a, n in aliases.items() if n in chosen})
             total, done = 2 * sum(entries[name].nbytes for name in chosen), [0]
 
@@ -67,18 +76,21 @@ def shape_file(source: Path, target: Path, settings: DeepShape, progress: Progre
             reshaped = reshape(sources, settings, lambda source, new: copier.write(source.name, new), step)
             copier.write_rest()
             writer.finish(header)
+            staging.publish(replace)
     report.add(reshaped, settings.step, weights)
     return report
 
 
-def _check_paths(source: Path, target: Path) -> None:
+def _check_paths(source: Path, target: Path, replace: bool) -> None:
     for path in (source, target):
         if path.suffix != ".safetensors":
             raise FormatError(f"{path} is not named .safetensors; name one file to read and another to write")
     if not source.is_file():
         raise FormatError(f"{source} is no file; give the .safetensors file of a model (each shard by itself)")
-    if target.exists():
-        raise GgpassError(f"{target} exists already; choose another name, or remove it first")
+    if source.resolve() == target.resolve():
+        raise GgpassError(f"{target} exists already, and is the source; choose another name")
+    if not replace:
+        refuse_existing(target)
     if not target.parent.is_dir():
         raise GgpassError(f"{target.parent} is no directory; make it first")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ggpass.inspection.coded import StoredWeight, total
-from ggpass.packed.codec import histogram
-from ggpass.packed.reader import PackedFile, naming
+from ggpass.packed.boundary import reading
+from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.reader import PackedFile
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def measure(files: Iterable[Path], progress: Callable[[str], None] = lambda name
                 if stored.kind == "plain":
                     plain.append(StoredWeight(name, "plain", stored.shape, packed, packed))
                     continue
-                with naming(path, name):
+                with reading(path, name):
                     bits = sum(histogram(array.decode()).bits * array.count for array in payload.arrays)
                 coded.append(StoredWeight(name, stored.format or stored.kind, stored.shape, packed, bits / 8))
     return PackedInspection(tuple(coded), tuple(plain), aliases, size)

@@ -12,7 +12,7 @@ from ggpass.errors import FormatError
 from ggpass.inspection.coded import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
 from ggpass.onnx.reader import bytes_of, load
-from ggpass.packed.codec import histogram
+from ggpass.packed.codec.histogram import histogram
 
 
 @dataclass(frozen=True)

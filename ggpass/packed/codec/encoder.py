@@ -137,7 +137,7 @@ def _encode_exp_golomb(
     values, counts = counted.values.numpy(), counted.counts.numpy()
     distinct, table = exp_golomb.signed_map(values), b""
     if ranked:
-        ranks = exp_golomb.rank_order(counted)
+        ranks = exp_golomb.rank_order(values, counts)
         rank_of = np.empty(len(ranks), np.uint64)
         rank_of[np.searchsorted(values, ranks)] = np.arange(len(ranks), dtype=np.uint64)
         numbers = lambda block: rank_of[np.searchsorted(values, block.astype(np.int64))]  # noqa: E731

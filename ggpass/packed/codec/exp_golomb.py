@@ -8,7 +8,6 @@ and `ranked`, the most frequent symbol first, as BackSlash does it, which stores
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec.native import address, check, library
 
 MAX_ORDER = 32
@@ -29,10 +28,9 @@ def signed_unmap(n: np.ndarray) -> np.ndarray:
     return np.where(n & np.uint64(1), half, -half)
 
 
-def rank_order(histogram: Histogram) -> np.ndarray:
-    """values by falling count, ties by rising magnitude, then the positive one: rank 0 is the most frequent."""
-    values = histogram.values.numpy()
-    return values[np.lexsort((-values, np.abs(values), -histogram.counts.numpy()))]
+def rank_order(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the values by falling count, ties by rising magnitude, then the positive one: rank 0 is most frequent."""
+    return values[np.lexsort((-values, np.abs(values), -counts))]
 
 
 def lengths(n: np.ndarray, order: int) -> np.ndarray:
