@@ -79,7 +79,7 @@ class Priors:
         return -math.inf if math.isnan(scale) else math.log(shape / math.log(2)) - shape * math.log(scale)
 
     def log_largest_factor(self, index: int, epsilon: float) -> float:
-        """The ln τ at which a weight of size σ moves by LARGEST_SHARE·σ; −∞ before the first fit."""
+        """Return the ln τ at which a weight of size σ moves by LARGEST_SHARE·σ; −∞ before the first fit."""
         deviation = self.deviations[index]
         if math.isnan(deviation):
             return -math.inf

@@ -13,13 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
-from ggpass.passes.backslash.attached import (
-    check_parameters,
-    check_still_there,
-    enter,
-    leave,
-    warnings_at_attach,
-)
+from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
 from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.grid import GridHistogram, histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
@@ -157,7 +151,7 @@ class Regularizer:
 
     @property
     def coupled(self) -> bool:
-        """Whether the slope joins the gradient, ahead of the optimizer's step."""
+        """Return True if the slope joins the gradient, ahead of the optimizer's step."""
         return "coupled" in self.settings.mode
 
     @torch.no_grad()
@@ -218,7 +212,7 @@ class Regularizer:
             self._warn(message)
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
-        """Whether this optimizer's steps are the ones that are counted."""
+        """Return True if this optimizer's steps are the ones that are counted."""
         return not self.optimizers or optimizer is self.optimizers[0]
 
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
@@ -255,7 +249,7 @@ class Regularizer:
         return self._rate.strength
 
     def histogram(self) -> GridHistogram:
-        """The symbols of all regularized weights on their grids, counted now.
+        """Return the symbols of all regularized weights on their grids, counted now.
 
         Raises:
             WeightError: NaN or infinity in a weight.
