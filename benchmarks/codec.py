@@ -295,7 +295,7 @@ def main() -> None:
             except Exception as error:  # a peer that fails at work is reported as absent
                 absent[coder.name] = f"{type(error).__name__}: {error}"
                 coders.remove(coder)
-    entropy = histogram(codes).entropy
+    entropy = histogram(codes).bits
     rows = [coder.row() for coder in coders]
     loads = loading(source, arguments.rounds)
     gain = control()

@@ -1,14 +1,12 @@
 """Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
 
+import json
 import os
-from typing import Annotated
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-#: Every command that writes a file refuses an existing one without it.
-Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 #: Columns of a table that is not written to a terminal, where none are asked for by COLUMNS.
 FILE_WIDTH = 160
@@ -18,6 +16,17 @@ def stdout() -> Console:
     """The console for results; wide where a file or a pipe reads it."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: no markup, no colors of numbers."""
+    for line in lines:
+        stdout().print(line, highlight=False, markup=False)
+
+
+def echo_json(data: Any) -> None:
+    """Print plain data as JSON."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def stderr() -> Console:

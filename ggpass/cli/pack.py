@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.console import Force, progress, stdout
+from ggpass.cli.console import progress, stdout
+from ggpass.cli.options import Force, Only, Skip
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,12 +31,8 @@ def pack_command(
     target: Target,
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=FORMAT_HELP)] = "rf8",
     loss: Annotated[float | None, typer.Option(help=LOSS_HELP)] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Pack only weights whose name matches; may be repeated.")
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Leave weights whose name matches; may be repeated.")
-    ] = None,
+    only: Only = None,
+    skip: Skip = None,
     threads: Threads = None,
     force: Force = False,
 ) -> None:
@@ -98,7 +95,7 @@ def pack_table(report: "PackReport", target: Path, seconds: float) -> "Renderabl
     from rich.table import Table
     from rich.text import Text
 
-    from ggpass.cli.inspect import count, size
+    from ggpass.graph.tables import count, size
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("largest weights", overflow="fold")

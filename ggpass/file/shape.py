@@ -4,21 +4,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.graph.report import Change, Skip
-from ggpass.graph.weights import Selection
+from ggpass.graph.report import Skip
+from ggpass.graph.weights import Selection, Weight
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.convert import find_aliases
-from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
+from ggpass.packed.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_bytes, as_tensor
 from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.staging import Staging, refuse_existing
 from ggpass.packed.writer import Writer
 from ggpass.passes.deepshape import DeepShape, ShapeReport
-from ggpass.passes.deepshape.figures import in_words, summary
 from ggpass.passes.deepshape.weights import Source, reshape
 
 
@@ -56,7 +56,8 @@ def shape_file(
         matrices = [e.name for e in entries.values() if e.dtype in WEIGHT_DTYPES and len(e.shape) >= 2]
         Selection(settings.only, settings.skip).check(matrices)
         report, aliases = ShapeReport("DeepShape"), find_aliases(file)
-        chosen = _choose(file, settings, aliases, report)
+        weights = _choose(file, settings, aliases, report)
+        chosen = [weight.name for weight in weights]
         header = write_layout(entries, file.layout.metadata)
         plan = ["shape 2", str(settings)]
         with (
@@ -81,12 +82,7 @@ def shape_file(
                     writer.write(name, (block.data for block in file.blocks(name)), begin=entries[name].begin)
             writer.finish(header)
             staging.publish(replace)
-    report.skips += [Skip(name, reason, entries[name].nbytes) for name, reason in reshaped.skipped]
-    for shaped in reshaped.shaped:
-        names = [shaped.name, *(a for a, n in aliases.items() if n == shaped.name)]
-        report.changes.append(Change(" = ".join(names), in_words(shaped)))
-    report.notes.append(summary(reshaped, settings.step))
-    report.reshaped = reshaped
+    report.add(reshaped, settings.step, weights)
     return report
 
 
@@ -104,25 +100,20 @@ def _check_paths(source: Path, target: Path, replace: bool) -> None:
         raise GgpassError(f"{target.parent} is no directory; make it first")
 
 
-def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], report: ShapeReport) -> list[str]:
-    """The names of the tensors to reshape, in the order of the file; the others go into the report."""
-    names = {name: [name, *(a for a, n in aliases.items() if n == name)] for name in file.layout.entries}
-    chosen = []
+def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], report: ShapeReport) -> list[Weight]:
+    """The tensors to reshape, in the order of the file; the others go into the report."""
+    weights = []
     for entry in file.layout.entries.values():
+        dtype = TORCH_DTYPES.get(entry.dtype)
         if entry.name in aliases:
             continue
-        matrix = len(entry.shape) >= 2
-        if entry.dtype not in WEIGHT_DTYPES:
-            reason = f"is {entry.dtype}, not a float weight"
-        elif not matrix:
-            reason = f"{len(entry.shape)}-D (bias, norm): stays as it is"
+        if dtype is None:
+            matrix = len(entry.shape) >= 2
+            report.skips.append(Skip(entry.name, f"is {entry.dtype}, not a float weight", entry.nbytes, matrix=matrix))
         else:
-            reason = Selection(settings.only, settings.skip).reason(names[entry.name])
-        if reason:
-            report.skips.append(Skip(entry.name, reason, entry.nbytes, matrix=matrix))
-        else:
-            chosen.append(entry.name)
-    return chosen
+            names = (entry.name, *(a for a, n in aliases.items() if n == entry.name))
+            weights.append(Weight(names, torch.empty(entry.shape, dtype=dtype, device="meta"), lazy=True))
+    return Selection(settings.only, settings.skip).choose(weights, report)
 
 
 def _reader(file: TensorFile, entry: Entry) -> Callable[[], Tensor]:

@@ -114,11 +114,11 @@ def test_size_is_the_entropy(nu: float, bits: float) -> None:
     low, high = 1e-3, 1e3
     for _ in range(40):  # the deviation whose rounded samples have that entropy
         middle = math.sqrt(low * high)
-        entropy = histogram(gg_symbols(np.random.default_rng(7), nu, middle, 50_000)).entropy
+        entropy = histogram(gg_symbols(np.random.default_rng(7), nu, middle, 50_000)).bits
         low, high = (middle, high) if entropy < bits else (low, middle)
     for n in (1000, 30_000, 500_000):
         symbols = gg_symbols(rng, nu, low, n)
-        size, entropy = len(encode(symbols)), histogram(symbols).entropy
+        size, entropy = len(encode(symbols)), histogram(symbols).bits
         assert size <= n * entropy / 8 * 1.005 + 1024, f"{8 * size / n:.4f} bits for {entropy:.4f}, n = {n}"
 
 
@@ -129,7 +129,7 @@ def test_size_of_uniform_bytes_and_of_sparse_alphabets() -> None:
         rng.choice(np.array([-(10**9), 7, 12345, 10**9]), 400_000, p=[0.1, 0.6, 0.2, 0.1]),
         (rng.random(1_000_000) < 0.0056).astype(np.uint8),
     ):
-        limit = symbols.size * histogram(symbols).entropy / 8 * 1.005 + 1024
+        limit = symbols.size * histogram(symbols).bits / 8 * 1.005 + 1024
         assert len(encode(symbols)) <= limit
 
 

@@ -212,7 +212,7 @@ def test_minilm_sizes(tmp_path: Path, method: str, payload: float, whole: float)
         if tensor.kind == "plain":
             continue
         symbols = opened.payload(tensor.name).arrays[0].decode()
-        limit = histogram(symbols).entropy * symbols.size / 8 * 1.005 + 1024
+        limit = histogram(symbols).bits * symbols.size / 8 * 1.005 + 1024
         scales = 4 * opened.stored(tensor.name).rows if method != "grid:sigma/8" else 0
         assert tensor.bytes_after <= limit + scales
 

@@ -11,7 +11,8 @@ from ggpass.errors import InputError, WeightError
 from ggpass.passes.backslash.controller import Controller, solve
 from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.forecast import forecast
-from ggpass.passes.backslash.grid import GridHistogram, histogram
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.grids import Grids
 from ggpass.passes.backslash.diagnostics import Diagnostics
 from ggpass.passes.backslash.proximal import Slope, add_slope_, shrink_
@@ -206,14 +207,14 @@ class Rate:
         if not self.in_tail(steps):
             self.diagnostics.bits_ahead_of_tail = counted.bits
 
-    def _count(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
+    def _count(self, weights: Sequence[nn.Parameter]) -> Histogram:
         try:
             return self._histogram(weights)
         except WeightError:  # since the last fit the optimizer's step has brought NaN or infinity
             self._warn_of_broken(self.priors.find_broken(weights))
             return self._histogram(weights)
 
-    def _histogram(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
+    def _histogram(self, weights: Sequence[nn.Parameter]) -> Histogram:
         """Return the symbols of all usable weights, each on its grid."""
         usable = [index for index in range(len(weights)) if index not in self.priors.broken]
         return histogram([weights[i] for i in usable], [self.grids.steps[i] for i in usable])

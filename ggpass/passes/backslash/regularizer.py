@@ -15,7 +15,8 @@ from ggpass.errors import InputError
 from ggpass.graph.report import Report
 from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
 from ggpass.passes.backslash.priors import Priors
-from ggpass.passes.backslash.grid import GridHistogram, histogram
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
 from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
@@ -248,7 +249,7 @@ class Regularizer:
         """λ in force, before the schedule's factor."""
         return self._rate.strength
 
-    def histogram(self) -> GridHistogram:
+    def histogram(self) -> Histogram:
         """Return the symbols of all regularized weights on their grids, counted now.
 
         Raises:
