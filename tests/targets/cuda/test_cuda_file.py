@@ -66,7 +66,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
 
 def load(path: Path, into: object, kernels: bool = True) -> object:
     """On the reference: the CPU's own kernels are not what this is about."""
-    return ggpass.load(path, into, device="reference", kernels=kernels)
+    return ggpass.load(path, into, target="reference", kernels=kernels)
 
 
 def target_of(kind: str) -> object:
