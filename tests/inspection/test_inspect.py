@@ -100,7 +100,11 @@ BROKEN: list[tuple[str, Callable[[Path], Path], str]] = [
         lambda d: put(d / "m.safetensors", b"hello"),
         r"m\.safetensors is no safetensors file, or is damaged .*; download or save it again",
     ),
-    ("index is no JSON", lambda d: put(d / "m.safetensors.index.json", b"{").parent, r"not readable as JSON"),
+    (
+        "index is no JSON",
+        lambda d: put(d / "m.safetensors.index.json", b"{").parent,
+        r"index\.json is corrupt: .*; fetch the file again",
+    ),
     ("index is a list", lambda d: shard(d, []), r"has no weight_map"),
     ("index without files", lambda d: shard(d, {"weight_map": {"a": 3}}), r"has no weight_map"),
     (
