@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import ggpass
-from ggpass.graph.render import megabytes
+from ggpass.graph.report import megabytes
 
 
 def package_file(package: str, path: str) -> Path:

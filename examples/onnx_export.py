@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import ggpass
-from ggpass.graph.render import megabytes
+from ggpass.graph.report import megabytes
 from ggpass.onnxruntime import library_or_reason, session
 
 FOREIGN = "model/paraphrase-MiniLM-L3-v2.onnx"

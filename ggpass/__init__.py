@@ -11,8 +11,9 @@ from ggpass.errors import (
     WeightError,
 )
 from ggpass.formats import Format, Scheme
-from ggpass.graph.pipeline import Change, Pass, Pipeline, Report, Skip
+from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"

@@ -12,12 +12,19 @@ from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError, TargetError, TraceError
 from ggpass.formats import Scheme
-from ggpass.graph.pipeline import Pass, Pipeline, Report
+from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
+from ggpass.graph.report import Report
+from ggpass.graph.weights import as_patterns
+from ggpass.lowering.decide import Lowering
 from ggpass.lowering.lower_module import lower_module
-from ggpass.lowering.lowering import Lowering
-from ggpass.passes import BackSlash, DeepShape, GGInit
-from ggpass.passes.deepshape import ShapeReport
+from ggpass.passes.backslash import BackSlash
+from ggpass.passes.clean_up import CleanUp
+from ggpass.passes.deepshape import DeepShape, ShapeReport
+from ggpass.passes.fold_batch_norm import FoldBatchNorm
+from ggpass.passes.gg_init import GGInit
+from ggpass.passes.lower_weights import LowerWeights
+from ggpass.passes.merge_linears import MergeLinears
 from ggpass.targets import Target, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.training.prepared import PreparedModel, prepare_model
@@ -27,10 +34,6 @@ logger = logging.getLogger("ggpass")
 Carried = TypeVar("Carried")
 
 
-def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 def lowering_for(
     target: str,
     scheme: Scheme | None,
@@ -38,13 +41,24 @@ def lowering_for(
     skip: str | Iterable[str],
     arch: str | Iterable[str] = (),
 ) -> tuple[Target, Lowering, tuple[str, ...]]:
-    """What a target string and the options of `compile` ask for: the device, the lowering, notes for the report."""
-    fmt, device = resolve(target, _patterns(arch))
+    """Return the device, the lowering and notes for the report that `compile`'s options ask for."""
+    fmt, device = resolve(target, as_patterns(arch))
     notes = device.prepare(fmt)
     lowering = replace(
-        device.lowering(), format=fmt, scheme=scheme or Scheme(), only=_patterns(only), skip=_patterns(skip)
+        device.lowering(),
+        format=fmt,
+        scheme=scheme or Scheme(),
+        only=as_patterns(only),
+        skip=as_patterns(skip),
+        check=device.check_tensor,
     )
     return device, lowering, notes
+
+
+def deployment_passes(lowering: Lowering) -> tuple[Pass, ...]:
+    """Return the passes that take a traced Program to one that a target can run."""
+    # Merging comes after lowering, so that it moves bytes and not floats.
+    return (FoldBatchNorm(), CleanUp(), LowerWeights(lowering), MergeLinears(lowering.operators, lowering.allocate))
 
 
 def compile(
@@ -99,11 +113,7 @@ def compile(
         raise InputError("args is a tuple of positional inputs; give keyword inputs as kwargs=")
     passes = (passes,) if callable(passes) else tuple(passes)
     device, lowering, notes = lowering_for(target, scheme, only, skip, arch)
-    for name, parameter in model.named_parameters():
-        device.check_tensor(name, parameter)
-    names = names_of(model)
-    lowering = replace(lowering, free=inplace, aliases=names)
-    lowering.check_patterns(name for group in names.values() for name in group)
+    lowering = replace(lowering, free=inplace)
     before = bytes_of_module(model)
     if args is None and kwargs is None:
         if passes or dynamic_shapes is not None:
@@ -116,7 +126,7 @@ def compile(
         return result
     args = (args,) if isinstance(args, Tensor) else tuple(args or ())
     program = Program.trace(model, args, kwargs, dynamic_shapes)
-    report = Pipeline((*passes, *device.passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
+    report = Pipeline((*passes, *deployment_passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
     report.notes += notes
     if not inplace:
         program.own_tensors(model)
@@ -271,7 +281,7 @@ def init_(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"init_ takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
-    step = GGInit(shape, seed, _patterns(only), _patterns(skip), inplace=True)
+    step = GGInit(shape, seed, as_patterns(only), as_patterns(skip), inplace=True)
     if args is None and kwargs is None:
         return step.on_module(model)
     args = (args,) if isinstance(args, Tensor) else tuple(args or ())
@@ -317,7 +327,7 @@ def shape_(
     if not isinstance(model, nn.Module):
         raise InputError(f"shape_ takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     settings = (mode, granularity, shape_ratio, scale_ratio, step, rare)
-    return DeepShape(*settings, _patterns(only), _patterns(skip)).on_module(model)
+    return DeepShape(*settings, as_patterns(only), as_patterns(skip)).on_module(model)
 
 
 def prepare(
@@ -353,15 +363,6 @@ def prepare(
         passes = BackSlash(target_bits=2.0)
     args = (args,) if isinstance(args, Tensor) else args
     return prepare_model(model, args, kwargs, (passes,) if callable(passes) else tuple(passes), dynamic_shapes)
-
-
-def names_of(model: nn.Module) -> dict[int, tuple[str, ...]]:
-    """Every name of each matrix among a model's Parameters, by identity: tied weights have several."""
-    names: dict[int, tuple[str, ...]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.dim() >= 2:
-            names[id(parameter)] = (*names.get(id(parameter), ()), name)
-    return names
 
 
 def save(compiled: Any, path: str | os.PathLike[str]) -> None:

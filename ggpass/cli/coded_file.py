@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import progress, stdout
-from ggpass.graph.render import wrap_name
+from ggpass.graph.report import wrap_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,7 +9,7 @@ import typer
 from ggpass.cli.coded_file import inspect_coded_onnx, is_coded_onnx, is_onnx_file
 from ggpass.cli.console import many, progress, stdout
 from ggpass.cli.packed import inspect_packed, is_packed_file
-from ggpass.graph.render import wrap_name
+from ggpass.graph.report import wrap_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -82,7 +82,7 @@ def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "Re
     from rich.text import Text
 
     from ggpass.cli.inspect import count
-    from ggpass.graph.render import wrap_name
+    from ggpass.graph.report import wrap_name
 
     done = report.reshaped
     lines = [_sentence(report, settings)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ggpass.errors import FormatError
-from ggpass.graph.pipeline import Report
+from ggpass.graph.report import Report
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
 

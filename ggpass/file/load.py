@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,70 +14,18 @@ from ggpass.file.artifact import fill_artifact
 from ggpass.file.kernels import take_kernels
 from ggpass.file.save import items_of
 from ggpass.formats import Quantized
-from ggpass.graph.pipeline import Report
 from ggpass.graph.program import owner_of
-from ggpass.lowering.lower_module import lower_module
-from ggpass.lowering.lowering import Lowering
+from ggpass.graph.report import Change, Report
+from ggpass.graph.weights import Weight, weights_of_module
+from ggpass.lowering.decide import Lowering
+from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import Lowered, LoweredWeight
+from ggpass.lowering.modules import replace as replace_in_module
 from ggpass.packed.layout import elements
 from ggpass.packed.reader import PackedFile
 from ggpass.targets import TARGETS, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.targets.reference import REFERENCE_TARGET
-
-
-@dataclass(frozen=True)
-class _StoredCodes(Lowering):
-    """A lowering whose codes come from a packed file instead of from the float weights, which may have no values.
-
-    Attributes:
-        file: where the codes are.
-        threads: how many decode them.
-        names: the name in the file of each weight that may be taken, by the weight's identity.
-        accepted: the names of those that are.
-        decoded: the codes of all accepted weights, from when the first one is asked for: chunks of many weights
-            together keep the threads busy.
-    """
-
-    file: PackedFile = field(kw_only=True)
-    threads: int = 1
-    names: dict[int, str] = field(default_factory=dict)
-    accepted: set[str] = field(default_factory=set)
-    decoded: dict[str, Quantized] = field(default_factory=dict)
-
-    def reason_to_skip(self, names: tuple[str, ...], weight: Tensor) -> str:
-        """Why this weight is not taken as codes; empty where it is."""
-        for name in names:
-            if name in self.file.names and self.file.stored(name).format == self.format.name:
-                _check_shape(name, self.file.stored(name).shape, weight)
-                self.names[id(weight)] = name
-                return ""
-        return f"the file does not hold it as {self.format.name} codes"
-
-    def worth_it(self, weight: Tensor, transposed: bool) -> bool:
-        """Whether the scales belong to the rows of this use: packing a file cannot know of a matrix used transposed."""
-        name = self.names[id(weight)]
-        if self.file.stored(name).transposed != transposed:
-            return False
-        self.accepted.add(name)
-        return True
-
-    def check_values(self, weights: Any) -> None:
-        """Nothing to check: the float weights are not read."""
-
-    def lower(self, name: str, weight: Tensor, transposed: bool) -> Quantized:
-        """The codes from the file, in memory that the target likes."""
-        if not self.decoded:
-            room = {name: self._room(name) for name in sorted(self.accepted)}
-            self.decoded.update(self.file.all_codes(room, threads=self.threads))
-        return self.decoded.pop(self.names[id(weight)])
-
-    def _room(self, name: str) -> Tensor | None:
-        stored = self.file.stored(name)
-        return (
-            self.allocate((stored.rows, elements(stored.shape) // stored.rows), torch.uint8) if self.allocate else None
-        )
-
 
 Filled = TypeVar("Filled", nn.Module, Artifact)
 
@@ -143,21 +91,45 @@ def _load_module(path: str | Path, into: nn.Module, device: str | torch.device |
         elif formats := Counter(stored.format for stored in file.manifest.tensors.values() if stored.format):
             # A model is lowered to one format; weights in a rarer one are decoded.
             ((name, _),) = formats.most_common(1)
-            into, part = lower_module(into, _lowering(name, device, file, threads), inplace=True)
-            report.changes += part.changes
+            report.changes += _replace_by_codes(file, into, _lowering(name, device), threads)
         _fill_floats(file, into, threads)
     into.__dict__["ggpass_report"] = report
     into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
     return into if str(device) in ("None", REFERENCE_TARGET.name) else into.to(device)
 
 
-def _lowering(format_name: str, device: str | torch.device | None, file: PackedFile, threads: int) -> _StoredCodes:
+def _lowering(format_name: str, device: str | torch.device | None) -> Lowering:
     kind = str(device or "cpu").partition(":")[0]
     usable = kind in TARGETS and TARGETS[kind].unavailable() is None
     fmt, target = resolve(f"{format_name}-{kind if usable else REFERENCE_TARGET.name}")
     target.prepare(fmt)
-    own = target.lowering()
-    return _StoredCodes(format=fmt, operators=own.operators, allocate=own.allocate, file=file, threads=threads)
+    return replace(target.lowering(), format=fmt)
+
+
+def _replace_by_codes(file: PackedFile, model: nn.Module, lowering: Lowering, threads: int) -> list[Change]:
+    """w → codebook[codes] · scale for each weight of a model that a file holds as codes of the lowering's format."""
+    chosen: dict[str, Weight] = {}
+    for weight in weights_of_module(model):
+        name = next((n for n in weight.names if n in file.names and file.stored(n).format == lowering.format.name), "")
+        if name and not weight.reason_of_uses():
+            _check_shape(name, file.stored(name).shape, weight.tensor)
+            # Packing a file cannot know of a matrix used transposed: the scales must belong to the rows of this use.
+            if file.stored(name).transposed == weight.transposed:
+                chosen[name] = weight
+
+    def room(name: str) -> Tensor | None:
+        stored = file.stored(name)
+        shape = (stored.rows, elements(stored.shape) // stored.rows)
+        return lowering.allocate(shape, torch.uint8) if lowering.allocate else None
+
+    # Chunks of many weights together keep the threads busy.
+    decoded = file.all_codes({name: room(name) for name in sorted(chosen)}, threads=threads)
+    changes = []
+    for name, weight in chosen.items():
+        changes.append(lowering.change(weight))
+        replace_in_module(model, weight, decoded.pop(name), lowering)
+    refuse_save_pretrained(model)
+    return changes
 
 
 def _check_shape(name: str, stored: tuple[int, ...], weight: Tensor) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.graph.pipeline import Change, Skip
+from ggpass.graph.report import Change, Skip
 from ggpass.packed.convert import Progress, check_patterns, find_aliases, silent
 from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor
 from ggpass.packed.layout import Entry, TensorFile, write_layout

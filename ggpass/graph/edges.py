@@ -6,15 +6,10 @@ from torch import fx
 
 from ggpass.errors import WeightError
 from ggpass.graph.program import Program
-from ggpass.graph.weights import Weight, group_weights
+from ggpass.graph.weights import Weight
 
 #: Given the program, the node that reads a weight and the weight itself: the node that the uses will read instead.
 MakeNode = Callable[[Program, fx.Node, Weight], fx.Node]
-
-
-def weights_of(program: Program) -> list[Weight]:
-    """Every tensor that the graph reads and uses, one entry for each however many names it has."""
-    return group_weights([n for n in program.reads() if n.users], lambda node: program.weight(str(node.target)))
 
 
 def insert_on_weight_edges(program: Program, names: Iterable[str], make_node: MakeNode) -> list[fx.Node]:
@@ -37,7 +32,7 @@ def insert_on_weight_edges(program: Program, names: Iterable[str], make_node: Ma
     Raises:
         WeightError: a name that the graph does not read.
     """
-    weights = weights_of(program)
+    weights = program.tensors()
     by_tensor = {id(weight.tensor): weight for weight in weights}
     bound = dict(program.graph_module.named_parameters(remove_duplicate=False))
     chosen: dict[int, Weight] = {}

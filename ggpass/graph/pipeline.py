@@ -1,97 +1,12 @@
-"""Pass, Report, Pipeline: a pass is a callable value that edits a Program and says what it did."""
+"""Pass, Pipeline: a pass is a callable value that edits a Program and says what it did."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from ggpass.errors import PassError
 from ggpass.graph.program import Program
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that a pass changed.
-
-    Attributes:
-        name: of the weight or node.
-        what: what happened to it, in a few words.
-        bytes_before, bytes_after: of its weights; 0 where a change is not about bytes.
-    """
-
-    name: str
-    what: str
-    bytes_before: int = 0
-    bytes_after: int = 0
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One thing that a pass left as it was, and why.
-
-    Attributes:
-        name: of the weight or node.
-        reason: why, in words a user can act on.
-        bytes: of the weight that stays; 0 where a skip is not about bytes.
-        matrix: whether it counts as a matrix, the part of a model that lowering is about.
-    """
-
-    name: str
-    reason: str
-    bytes: int = 0
-    matrix: bool = True
-
-
-@dataclass
-class Report:
-    """What a pass, or a pipeline of them, changed and skipped.
-
-    Attributes:
-        title: of the pass.
-        changes, skips: in the order they were met.
-        notes: facts about the whole, a fallback that was taken for instance.
-        parts: the reports of a pipeline's passes.
-    """
-
-    title: str
-    changes: list[Change] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    parts: list["Report"] = field(default_factory=list)
-
-    def flat(self) -> Iterable["Report"]:
-        """This report and those of its parts, depth first."""
-        yield self
-        for part in self.parts:
-            yield from part.flat()
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of the lowered weights as they were."""
-        return sum(c.bytes_before for r in self.flat() for c in r.changes)
-
-    @property
-    def bytes_after(self) -> int:
-        """Bytes of the same weights now: codes and scales."""
-        return sum(c.bytes_after for r in self.flat() for c in r.changes)
-
-    @property
-    def lowered_share(self) -> float:
-        """(bytes of lowered weights) / (bytes of all matrices), both as they were; 1.0 for a model without any."""
-        left = sum(s.bytes for r in self.flat() for s in r.skips if s.matrix)
-        return self.bytes_before / (self.bytes_before + left) if self.bytes_before + left else 1.0
-
-    def __rich__(self) -> "RenderableType":
-        from ggpass.graph.render import ReportView
-
-        return ReportView(self)
-
-    def __str__(self) -> str:
-        from ggpass.graph.render import to_text
-
-        return to_text(self)
+from ggpass.graph.report import Report
 
 
 @runtime_checkable

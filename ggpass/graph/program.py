@@ -3,7 +3,8 @@
 import copy
 import gc
 import itertools
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import PassError, TraceError
+from ggpass.graph.report import Report, Skip
+from ggpass.graph.weights import Selection, Weight, weights_of_graph
 
 
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -35,14 +38,43 @@ class _ShapesOnly(FakeTensorProp):
 
 
 class Program:
-    """A traced model: `graph` computes, `weight(name)` are its tensors.
+    """A traced model: `graph` computes, `weights()` are the matrices that it computes with.
 
-    The tensors are the traced model's own until a pass replaces one: a pass may rebind a name (`set_weight`) but never
-    writes into a tensor, so the model it came from stays as it was.
+    For deployment the tensors are the traced model's own until a pass replaces one: `replace` and `set_weight` rebind
+    names and never write into a tensor, so the model that was traced stays as it was.
+
+    A program that trains reads the caller's own Parameters, which the optimizer holds: there `replace` writes into
+    them, and a pass that puts other tensors in their place is refused by the Pipeline.
+
+    Attributes:
+        graph_module: the graph and its tensors.
+        training: whether it is a training graph.
+        frozen: of a training graph: whether `replace` leaves the weights alone, since an earlier trace of the same
+            model has written them.
     """
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        model: nn.Module | None = None,
+        *,
+        training: bool = False,
+        frozen: bool = False,
+    ) -> None:
+        """Take over a graph.
+
+        Args:
+            graph_module: an unlifted ATen graph.
+            model: the traced model, which knows all names of tied weights; a graph may read only one of them.
+            training, frozen: as the attributes.
+        """
         self.graph_module = graph_module
+        self.training = training
+        self.frozen = frozen
+        named = (model or graph_module).named_parameters(remove_duplicate=False)
+        # Weak: a weight that a pass has replaced is not kept in memory for its names.
+        self._named: dict[str, weakref.ref[Tensor]] = {name: weakref.ref(tensor) for name, tensor in named}
+        self._trained = {str(n.target): self.weight(str(n.target)) for n in self.reads() if n.users} if training else {}
 
     @classmethod
     def trace(
@@ -79,7 +111,7 @@ class Program:
         finally:
             for module in training:
                 module.training = True
-        program = cls(exported.module(check_guards=False))
+        program = cls(exported.module(check_guards=False), model)
         del exported
         gc.collect()  # tracing leaves megabytes in reference cycles, which would count towards compile's peak
         return program
@@ -91,7 +123,9 @@ class Program:
         for name in ("_in_spec", "_out_spec"):
             if hasattr(source, name):
                 setattr(twin, name, getattr(source, name))
-        return Program(twin)
+        program = Program(twin, training=self.training, frozen=self.frozen)
+        program._named, program._trained = dict(self._named), dict(self._trained)
+        return program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.graph_module(*args, **kwargs)
@@ -124,14 +158,110 @@ class Program:
             raise PassError(f"the graph reads {name!r}, which is no tensor of the program")
         return value
 
+    def tensors(self) -> list[Weight]:
+        """Return every tensor that the graph reads and uses, vectors and buffers too, each once with all its names."""
+        names = self.names_by_tensor()
+        return weights_of_graph(
+            self.reads(), lambda node: self.weight(str(node.target)), lambda tensor: names.get(id(tensor), ())
+        )
+
+    def names_by_tensor(self) -> dict[int, tuple[str, ...]]:
+        """Return all names that the traced model has for each of its tensors, by the tensor's identity."""
+        names: dict[int, tuple[str, ...]] = {}
+        for name, reference in self._named.items():
+            names[id(reference())] = (*names.get(id(reference()), ()), name)
+        return names
+
+    def weights(
+        self, *, only: str | Iterable[str] = (), skip: str | Iterable[str] = (), report: Report | None = None
+    ) -> list[Weight]:
+        """Return the weights to work on: float matrices among the Parameters that the graph uses, tied ones once.
+
+        Args:
+            only, skip: patterns on any name of a weight, as for `ggpass.compile`.
+            report: gets a Skip with the reason for each other float tensor.
+
+        Raises:
+            WeightError: a pattern that matches no weight, or a weight on the meta device.
+        """
+        selection, found = Selection(only, skip), []  # type: ignore[arg-type]
+        tensors = [w for w in self.tensors() if w.tensor.is_floating_point()]
+        selection.check(self.matrix_names())
+        for weight in tensors:
+            reason = weight.reason_of_kind() or selection.reason(weight.names)
+            if not reason and not isinstance(weight.tensor, nn.Parameter):
+                reason = "a buffer, not a parameter"
+            if not reason:
+                found.append(weight)
+            elif report is not None:
+                report.skips.append(Skip(weight.name, reason, weight.nbytes, matrix=weight.is_matrix))
+        return found
+
+    def matrix_names(self) -> list[str]:
+        """Return all names of the traced model's matrices, and of those that passes have added."""
+        known = [name for name, ref in self._named.items() if (tensor := ref()) is not None and tensor.dim() >= 2]
+        added = [str(n.target) for n in self.reads() if n.users and self.weight(str(n.target)).dim() >= 2]
+        return list(dict.fromkeys([*known, *added]))
+
+    def replace(self, weight: Weight, value: Tensor) -> None:
+        """w ← value at all uses and names of a weight; its dtype and device stay.
+
+        For deployment a frozen Parameter takes the place of the old one, and the traced model stays as it was. In a
+        training graph the caller's own Parameter is written to, so that its optimizer goes on with it.
+
+        Args:
+            weight: one of `weights()`.
+            value: of the same shape.
+        """
+        tensor = weight.tensor
+        if self.training:
+            if not self.frozen:
+                with torch.no_grad():
+                    tensor.copy_(value)
+            return
+        parameter = nn.Parameter(value.to(tensor.device, tensor.dtype), requires_grad=False)
+        for node in self.reads():
+            if self.weight(str(node.target)) is tensor:
+                self._bind(str(node.target), parameter)
+        for name in weight.names:
+            self._named[name] = weakref.ref(parameter)
+
+    def derive(
+        self,
+        names: Iterable[str],
+        function: Callable[..., tuple[Tensor | None, ...]],
+        sources: Iterable[Tensor | None],
+        buffer: bool = True,
+    ) -> None:
+        """(names) = function(sources): bind new tensors that are computed from the program's own.
+
+        Args:
+            names: of the results.
+            function: of the sources; a None among its results binds nothing.
+            sources: tensors that the graph reads, or None.
+            buffer: whether the results are buffers, or frozen Parameters.
+        """
+        for name, value in zip(names, function(*sources)):
+            if value is not None:
+                self.set_weight(name, value, buffer)
+
     def set_weight(self, name: str, value: Tensor, buffer: bool = False) -> None:
         """Bind `name` to another tensor: a frozen Parameter, or a buffer."""
+        self._bind(name, value if buffer else nn.Parameter(value, requires_grad=False))
+
+    def _bind(self, name: str, value: Tensor) -> None:
         module, leaf = owner_of(self.graph_module, name)
         self.delete_weight(name)
-        if buffer:
-            module.register_buffer(leaf, value)
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(leaf, value)
         else:
-            module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+            module.register_buffer(leaf, value)
+        if name in self._named:
+            self._named[name] = weakref.ref(value)
+
+    def label(self, name: str) -> str:
+        """Return the name that reports show for a tensor of the program."""
+        return name
 
     def delete_weight(self, name: str) -> None:
         """Unbind `name`, if it is bound."""
@@ -187,14 +317,20 @@ class Program:
         return name if name not in taken else next(n for n in numbered if n not in taken)
 
     def check(self) -> None:
-        """Recompile, and re-derive every node's shape and dtype: what a pass must leave legal.
+        """Recompile, and derive every node's shape and dtype again: the legality that a pass must keep.
 
         Raises:
-            PassError: the graph is malformed, reads a tensor that is not there, or its shapes do not fit together.
+            PassError: the graph is malformed, reads a tensor that is not there, or its shapes do not fit together. Of
+                a training graph: it no longer reads one of the caller's trainable Parameters.
         """
         graph = self.graph
-        for node in self.reads():
-            self.weight(str(node.target))
+        read = {id(self.weight(str(node.target))) for node in self.reads() if node.users}
+        lost = [n for n, tensor in self._trained.items() if tensor.requires_grad and id(tensor) not in read]
+        if lost:
+            raise PassError(
+                f"a training graph must go on reading the caller's own Parameters, and {', '.join(lost[:3])} would get "
+                "no gradient: write with program.replace(weight, value), or run the pass when the model is compiled"
+            )
         try:
             graph.lint()
             self.graph_module.recompile()

@@ -1,21 +1,96 @@
-"""Where a graph uses its weights, grouped by tensor identity: tied weights are one tensor with several uses."""
+"""The weights of a model: all names of each, what computes with it, and the reason to leave one alone.
+
+Every front end asks here, whether it has a graph, a module or a file: the same weight is chosen everywhere, under any
+of its names, and a reason has one sentence.
+"""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ggpass.errors import WeightError
 
 aten = torch.ops.aten
 
+#: The dtypes of weights; others are indices, masks or codes.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return the name of a tensor's dtype, as `float32`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def as_patterns(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return one pattern or several as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return True if a pattern selects a weight: a shell pattern on its full name, or the name of a module above it."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
+
+
+def check_patterns(names: Iterable[str], **options: Iterable[str]) -> None:
+    """Raise WeightError if a pattern selects no weight: a typo would go unseen.
+
+    Args:
+        names: all names of all weights.
+        options: the patterns of each option, by the option's name.
+    """
+    known = list(names)
+    for option, patterns in options.items():
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in known):
+                some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+                raise WeightError(f"{option}={pattern!r} matches no weight of the model; its weights are {some}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The weights that match a pattern of `only`, or all if there is none, less those that match one of `skip`.
+
+    A pattern is a shell pattern on a weight's full name, or the name of a module above it. Any name of a tied weight
+    selects it.
+
+    Attributes:
+        only, skip: patterns; one may be given as a string.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "only", as_patterns(self.only))
+        object.__setattr__(self, "skip", as_patterns(self.skip))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise WeightError if a pattern selects none of these names."""
+        check_patterns(names, only=self.only, skip=self.skip)
+
+    def reason(self, names: Iterable[str]) -> str:
+        """Return the reason to skip the weight of these names, or ''."""
+        names = tuple(names)
+        for pattern in self.skip:
+            if any(matches(name, pattern) for name in names):
+                return f"matches skip={pattern!r}"
+        if self.only and not any(matches(name, pattern) for name in names for pattern in self.only):
+            return "matches none of only=" + ", ".join(map(repr, self.only))
+        return ""
+
 
 class Kind(Enum):
-    """What a node does with a weight that a format can hold."""
+    """The operators in which codes can stand in for a weight."""
 
     LINEAR = "linear"  # y = x · Wᵀ (+ b), W (N, K)
     MATMUL = "matmul"  # y = x · W (+ b), W (K, N): Hugging Face's Conv1D, or a parameter that the code multiplies by
@@ -23,7 +98,93 @@ class Kind(Enum):
     CONV = "conv"  # y = x ∗ W (+ b), W (N, C/groups, …)
 
 
-#: (operator, argument that holds the weight) -> what it is there.
+@dataclass(frozen=True)
+class Use:
+    """One place that computes with a weight.
+
+    Attributes:
+        place: the graph's node, or the module that holds it (a Holder); it has a `name`.
+        kind: the operator there; None if codes cannot stand in, and then `reason` says why.
+        transposed: whether the output channels are the weight's second dimension.
+        reason: the reason why codes cannot stand in, or ''.
+    """
+
+    place: Any
+    kind: Kind | None
+    transposed: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a model, with all its names and all its uses: tied weights are one weight.
+
+    Attributes:
+        names: every name of it; reports use the first.
+        tensor: the tensor itself. Of a file it may be on the meta device, if `lazy`.
+        uses: every place that computes with it.
+        lazy: whether the values are read later, when they are encoded.
+    """
+
+    names: tuple[str, ...]
+    tensor: Tensor
+    uses: tuple[Use, ...] = ()
+    lazy: bool = field(default=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """Return the first name."""
+        return self.names[0]
+
+    @property
+    def title(self) -> str:
+        """Return all names as reports print them: `embed.weight = head.weight`."""
+        return " = ".join(self.names)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Return True if it has two dimensions or more."""
+        return self.tensor.dim() >= 2
+
+    @property
+    def transposed(self) -> bool:
+        """Return True if the output channels are the second dimension at the first use."""
+        return bool(self.uses) and self.uses[0].transposed
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its elements."""
+        return bytes_of(self.tensor)
+
+    def reason_of_kind(self) -> str:
+        """Return the reason why this is no weight to compute new values for (a vector, no floats, empty), or ''.
+
+        Raises:
+            WeightError: it is on the meta device, so that it has no values.
+        """
+        tensor = self.tensor
+        if tensor.dim() < 2:
+            return f"{tensor.dim()}-D (bias, norm): stays as it is"
+        if tensor.device.type == "meta" and not self.lazy:
+            raise WeightError(f"weight {self.name!r} is on the meta device and has no values; load the model first")
+        if tensor.dtype not in FLOATS:
+            return f"is {dtype_name(tensor)}, not a float weight"
+        return "" if tensor.numel() else "is empty"
+
+    def reason_of_uses(self) -> str:
+        """Return the reason why codes cannot stand in for it at all its uses, or ''."""
+        for use in self.uses:
+            if use.kind is None:
+                place = f"{'as' if isinstance(use.place, Holder) else 'node'} {use.place.name}"
+                return use.reason if len(self.uses) == 1 else f"{use.reason} ({place})"
+        if len({use.transposed for use in self.uses}) > 1:
+            return "used in both orientations, and a scale belongs to one"
+        return ""
+
+
+# In a graph.
+
+#: (operator, argument that holds the weight) -> its kind there.
 OPERATORS: dict[Any, tuple[int, Kind]] = {
     aten.linear.default: (1, Kind.LINEAR),
     aten.matmul.default: (1, Kind.MATMUL),
@@ -40,59 +201,8 @@ OPERATORS: dict[Any, tuple[int, Kind]] = {
 TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.permute.default)
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern selects a weight: a shell pattern on its full name, or the name of a module above it."""
-    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
-
-
-def check_patterns(names: Iterable[str], only: Iterable[str], skip: Iterable[str]) -> None:
-    """Raise WeightError where a pattern of `only` or `skip` selects no weight: a typo would go unseen."""
-    known = list(names)
-    for option, patterns in (("only", only), ("skip", skip)):
-        for pattern in patterns:
-            if not any(matches(name, pattern) for name in known):
-                some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
-                raise WeightError(f"{option}={pattern!r} matches no weight of the model; its weights are {some}")
-
-
-@dataclass(frozen=True)
-class WeightUse:
-    """One place where a weight is used.
-
-    Attributes:
-        node: the node that consumes it.
-        kind: what the node is; None where no format can stand in for the weight, and then `reason` says why.
-        transposed: whether the output channels are the weight's second dimension.
-        reason: why this use cannot be lowered; empty where it can.
-    """
-
-    node: fx.Node
-    kind: Kind | None
-    transposed: bool = False
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of a graph, all its names and all its uses.
-
-    Attributes:
-        names: every name it is read under, in graph order; the first is the one reports use.
-        tensor: the tensor itself.
-        uses: every node that consumes it, seen through transposes.
-    """
-
-    names: tuple[str, ...]
-    tensor: Tensor
-    uses: tuple[WeightUse, ...]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-
 def _is_matrix_transpose(node: fx.Node) -> bool:
-    """Whether a node swaps the two dimensions of a matrix and does nothing else."""
+    """Return True if a node swaps the two dimensions of a matrix and does nothing else."""
     if node.target not in TRANSPOSES:
         return False
     if node.target is aten.transpose.int:
@@ -102,31 +212,31 @@ def _is_matrix_transpose(node: fx.Node) -> bool:
     return True
 
 
-def _classify(node: fx.Node, source: fx.Node, weight: Tensor, transposed: bool) -> WeightUse:
+def _classify(node: fx.Node, source: fx.Node, weight: Tensor, transposed: bool) -> Use:
     if node.op == "output":
-        return WeightUse(node, None, reason="the model returns it")
+        return Use(node, None, reason="the model returns it")
     entry = OPERATORS.get(node.target)
     if entry is None:
-        return WeightUse(node, None, reason=f"used by {node.target}, which has no lowering")
+        return Use(node, None, reason=f"used by {node.target}, which has no lowering")
     position, kind = entry
     if [a for a in node.all_input_nodes if a is source] != [source] or node.args[position] is not source:
-        return WeightUse(node, None, reason=f"used by {node.target} as something other than its weight")
+        return Use(node, None, reason=f"used by {node.target} as something other than its weight")
     if kind is Kind.CONV:
         if transposed or (node.target is aten.convolution.default and node.args[6]):
-            return WeightUse(node, None, reason="a transposed convolution has no lowering")
-        return WeightUse(node, kind)
+            return Use(node, None, reason="a transposed convolution has no lowering")
+        return Use(node, kind)
     if weight.dim() != 2:
-        return WeightUse(node, None, reason=f"used by {node.target} with {weight.dim()} dimensions, not 2")
+        return Use(node, None, reason=f"used by {node.target} with {weight.dim()} dimensions, not 2")
     if kind is Kind.EMBEDDING and transposed:
-        return WeightUse(node, None, reason="an embedding of a transposed weight has no lowering")
+        return Use(node, None, reason="an embedding of a transposed weight has no lowering")
     if node.target is aten.addmm.default and not _adds_a_bias(node, weight.shape[0 if transposed else 1]):
-        return WeightUse(node, None, reason="addmm with alpha, beta or more than a bias to add has no lowering")
+        return Use(node, None, reason="addmm with alpha, beta or more than a bias to add has no lowering")
     # linear multiplies by Wᵀ, matmul by W: one more transpose turns one into the other.
-    return WeightUse(node, kind, transposed=transposed ^ (kind is Kind.MATMUL))
+    return Use(node, kind, transposed=transposed ^ (kind is Kind.MATMUL))
 
 
 def _adds_a_bias(addmm: fx.Node, channels: int) -> bool:
-    """Whether an addmm is x · W + b with one b for each output channel and no factors."""
+    """Return True if an addmm is x · W + b with one b for each output channel and no factors."""
     added = addmm.args[0]
     value = added.meta.get("val") if isinstance(added, fx.Node) else None
     return (
@@ -136,8 +246,8 @@ def _adds_a_bias(addmm: fx.Node, channels: int) -> bool:
     )
 
 
-def uses_of(source: fx.Node, weight: Tensor) -> list[WeightUse]:
-    """Every use of the weight that `source` yields, seen through transposes."""
+def _uses_of(source: fx.Node, weight: Tensor) -> list[Use]:
+    """Return every use of the weight that `source` yields, seen through transposes."""
     found = []
     work = [(source, False)]
     while work:
@@ -150,19 +260,113 @@ def uses_of(source: fx.Node, weight: Tensor) -> list[WeightUse]:
     return found
 
 
-def group_weights(sources: Iterable[fx.Node], tensor_of: Callable[[fx.Node], Tensor]) -> list[Weight]:
-    """The weights behind `sources`, one entry for each tensor.
+def weights_of_graph(
+    reads: Iterable[fx.Node], tensor_of: Callable[[fx.Node], Tensor], names_of: Callable[[Tensor], tuple[str, ...]]
+) -> list[Weight]:
+    """Return the weights behind `reads`, one for each tensor.
 
     Args:
-        sources: the nodes that yield weights: `get_attr` in a Program, placeholders in a torch.compile backend.
+        reads: the nodes that yield weights: `get_attr` in a Program, placeholders in a torch.compile backend.
         tensor_of: the tensor that such a node yields.
+        names_of: all names that the traced model has for a tensor; () if it is not the model's.
     """
     groups: dict[int, list[fx.Node]] = {}
-    for source in sources:
-        groups.setdefault(id(tensor_of(source)), []).append(source)
+    for read in reads:
+        if read.users:
+            groups.setdefault(id(tensor_of(read)), []).append(read)
     weights = []
     for nodes in groups.values():
         tensor = tensor_of(nodes[0])
-        names = tuple(dict.fromkeys(str(n.target) for n in nodes if n.users)) or (str(nodes[0].target),)
-        weights.append(Weight(names, tensor, tuple(u for n in nodes for u in uses_of(n, tensor))))
+        names = names_of(tensor) or tuple(dict.fromkeys(str(n.target) for n in nodes))
+        weights.append(Weight(names, tensor, tuple(use for n in nodes for use in _uses_of(n, tensor))))
     return weights
+
+
+# In a module.
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One place where a module tree holds a Parameter: `path.leaf`."""
+
+    path: str
+    module: nn.Module
+    leaf: str
+
+    @property
+    def name(self) -> str:
+        """Return the Parameter's full name."""
+        return f"{self.path}.{self.leaf}" if self.path else self.leaf
+
+
+#: Module classes in which codes can stand in for `weight`. A subclass counts if it has not changed `forward`.
+MODULES: dict[type[nn.Module], Kind] = {
+    nn.Linear: Kind.LINEAR,
+    nn.Embedding: Kind.EMBEDDING,
+    nn.Conv1d: Kind.CONV,
+    nn.Conv2d: Kind.CONV,
+}
+
+
+def is_hugging_face_conv1d(module: nn.Module) -> bool:
+    """Return True for transformers' Conv1D, a linear with a (K, N) weight; by name, so that nothing imports it."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _kind_or_reason(module: nn.Module) -> Kind | str:
+    """Return what a module computes with its weight, or the reason why codes cannot stand in."""
+    cls = type(module)
+    if is_hugging_face_conv1d(module):
+        return Kind.MATMUL
+    for base, kind in MODULES.items():
+        if isinstance(module, base):
+            if cls.forward is not base.forward:
+                return f"{cls.__name__} has a forward of its own, different from {base.__name__}'s"
+            if getattr(module, "max_norm", None) is not None:
+                return "Embedding(max_norm=…) rescales its weight at each call"
+            return kind
+    return f"held by {cls.__name__}, which has no lowering without a graph (example inputs give one)"
+
+
+def _parent_reads_weight(parent: nn.Module, child: str) -> str:
+    """Return the reason why a child keeps its float weight: its parent computes with it past the child's forward."""
+    name = type(parent).__name__
+    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return f"its parent {name} reads the weight itself, past the module's forward"
+    # T5's feed-forward (and its kin: MT5, UMT5, LongT5, Switch) casts the activations to wo.weight.dtype at each call.
+    if child == "wo" and name.endswith(("DenseActDense", "DenseGatedActDense")):
+        return f"its parent {name} reads wo.weight at each call, which would decode it"
+    return ""
+
+
+def _use_of_module(model: nn.Module, holder: Holder) -> Use:
+    kind = _kind_or_reason(holder.module)
+    if isinstance(kind, str):
+        return Use(holder, None, reason=kind)
+    if holder.leaf != "weight":
+        return Use(holder, None, reason=f"{holder.leaf} of {type(holder.module).__name__} has no lowering")
+    path = holder.path
+    while path:
+        # TransformerEncoderLayer reads its grandchildren (self_attn.out_proj) too.
+        path = path.rpartition(".")[0]
+        reason = _parent_reads_weight(model.get_submodule(path), holder.path.rpartition(".")[2])
+        if reason:
+            return Use(holder, None, reason=reason)
+    return Use(holder, kind, transposed=kind is Kind.MATMUL)
+
+
+def weights_of_module(model: nn.Module) -> list[Weight]:
+    """Return the Parameters of a model, one Weight for each tensor, in the order in which modules hold them.
+
+    Args:
+        model: any module; nothing is traced.
+    """
+    groups: dict[int, tuple[Tensor, list[Holder]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, tensor in module._parameters.items():
+            if tensor is not None:
+                groups.setdefault(id(tensor), (tensor, []))[1].append(Holder(path, module, leaf))
+    return [
+        Weight(tuple(h.name for h in holders), tensor, tuple(_use_of_module(model, h) for h in holders))
+        for tensor, holders in groups.values()
+    ]

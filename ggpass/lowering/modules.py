@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ggpass.errors import FormatError
-from ggpass.formats import Format, Quantized
+from ggpass.formats.base import Format
+from ggpass.formats.scheme import Quantized
+from ggpass.graph.weights import Kind, Weight
+from ggpass.lowering.decide import Lowering
 from ggpass.lowering.operators import DISPATCHED, Operators
 
 
@@ -113,7 +116,7 @@ class Lowered:
 
 
 def first_lowered(model: nn.Module) -> str | None:
-    """The name of a model's first lowered module; None where it has none."""
+    """Return the name of a model's first lowered module, or None."""
     return next((name for name, module in model.named_modules() if isinstance(module, Lowered)), None)
 
 
@@ -137,30 +140,13 @@ class LoweredConv(Lowered):
     """y = x ∗ W + b: the float module's own forward, which reads `.weight`."""
 
 
-#: Module classes with a lowering: the mixin, and whether output channels are the weight's second dimension. A
-#: subclass counts where it has not changed `forward`.
-LOWERINGS: dict[type[nn.Module], tuple[type[Lowered], bool]] = {
-    nn.Linear: (LoweredLinear, False),
-    nn.Embedding: (LoweredEmbedding, False),
-    nn.Conv1d: (LoweredConv, False),
-    nn.Conv2d: (LoweredConv, False),
+#: The mixin for each kind of use.
+MIXINS: dict[Kind, type[Lowered]] = {
+    Kind.LINEAR: LoweredLinear,
+    Kind.MATMUL: LoweredLinear,
+    Kind.EMBEDDING: LoweredEmbedding,
+    Kind.CONV: LoweredConv,
 }
-
-
-def lowering_of(module: nn.Module) -> tuple[type[Lowered], bool] | str:
-    """The mixin for a module and whether its weight is transposed, or why it has none."""
-    cls = type(module)
-    # Hugging Face's Conv1D is a linear with a (K, N) weight; known by name, so that nothing imports transformers.
-    if cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils":
-        return LoweredLinear, True
-    for base, lowering in LOWERINGS.items():
-        if isinstance(module, base):
-            if cls.forward is not base.forward:
-                return f"{cls.__name__} has a forward of its own, different from {base.__name__}'s"
-            if getattr(module, "max_norm", None) is not None:
-                return "Embedding(max_norm=…) rescales its weight at each call"
-            return lowering
-    return f"held by {cls.__name__}, which has no lowering without a graph (example inputs give one)"
 
 
 _classes: dict[tuple[type, type], type[nn.Module]] = {}
@@ -180,8 +166,22 @@ def _new_lowered(mixin: type[Lowered], base: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def lower_in_place(module: nn.Module, mixin: type[Lowered], weight: LoweredWeight) -> None:
-    """Let `module` compute with `weight` in place of its own; its hooks, attributes and every reference to it stay."""
-    del module._parameters["weight"]
-    module.__class__ = _lowered_class(mixin, type(module))
-    module.lowered = weight
+def replace(model: nn.Module, weight: Weight, quantized: Quantized, lowering: Lowering) -> None:
+    """w → codebook[codes] · scale in every module of a model that holds a weight; tied modules share the codes.
+
+    The modules stay the same objects: their hooks, attributes and every reference to them stay.
+
+    Args:
+        model: changed in place; the one of `weight`, or a copy of it.
+        weight: as `weights_of_module` lists it; its values are not read.
+        quantized: its codes and scales.
+        lowering: the format of the codes, and the operators to compute with.
+    """
+    shape, dtype = tuple(weight.tensor.shape), weight.tensor.dtype
+    held = LoweredWeight(quantized, lowering.format, shape, dtype, weight.transposed, lowering.operators)
+    for use in weight.uses:
+        module = model.get_submodule(use.place.path)
+        if not isinstance(module, Lowered):  # else one module under several names, lowered under the first
+            del module._parameters["weight"]
+            module.__class__ = _lowered_class(MIXINS[use.kind], type(module))  # type: ignore[index]
+            module.lowered = held

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.decide import Lowering
+from ggpass.lowering.encode import Encode
 from ggpass.onnx.weights import Weight
 
 
@@ -71,9 +72,8 @@ class CodedWeight:
 
     def _codes(self) -> Tensor:
         matrix = torch_tensor(self.weight.tensor)
-        quantized = self.lowering.lower(self.weight.name, matrix, self.transposed)
-        self._scale = quantized.scale
-        return quantized.codes
+        codes, self._scale = Encode(self.lowering, self.weight.name, self.transposed)(matrix)
+        return codes
 
     def _scales(self) -> Tensor:
         if self._scale is None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ggpass.graph.pipeline import Change, Report
+from ggpass.graph.report import Change, Report
 from ggpass.onnx.bodies import Fallback
 from ggpass.onnx.check import check_file
 from ggpass.onnx.complete import complete

@@ -17,8 +17,10 @@ import onnx_ir as ir
 import torch
 
 from ggpass.errors import FormatError, InputError
-from ggpass.graph.pipeline import Change, Report, Skip
-from ggpass.lowering.lowering import Lowering
+from ggpass.graph import weights as graph_weights
+from ggpass.graph.report import Change, Report, Skip
+from ggpass.lowering import decide
+from ggpass.lowering.decide import Lowering
 from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
 from ggpass.onnx.coded import CodedWeight, constant
@@ -33,6 +35,14 @@ _TORCH = {
     ir.DataType.FLOAT16: torch.float16,
     ir.DataType.BFLOAT16: torch.bfloat16,
     ir.DataType.DOUBLE: torch.float64,
+}
+
+
+_KINDS = {
+    Kind.MATMUL: graph_weights.Kind.LINEAR,
+    Kind.GEMM: graph_weights.Kind.LINEAR,
+    Kind.GATHER: graph_weights.Kind.EMBEDDING,
+    Kind.CONV: graph_weights.Kind.CONV,
 }
 
 
@@ -69,7 +79,7 @@ def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
     schema.register()
     _drop_initializer_inputs(model)
     weights = find_weights(model)
-    lowering.check_patterns(name for w in weights if len(w.shape) >= 2 for name in w.names)
+    lowering.selection.check(name for w in weights if len(w.shape) >= 2 for name in w.names)
     coder = _Rewriter(model, lowering)
     for weight in weights:
         nbytes = weight.tensor.nbytes
@@ -88,21 +98,17 @@ def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
 
 
 def reason_to_keep(weight: Weight, lowering: Lowering) -> str:
-    """Why a constant stays as it is; empty where every use of it can be lowered."""
-    if 0 in weight.shape:
-        return "is empty"
+    """Return the reason why a constant stays as it is, or ''."""
     if weight.value.is_graph_input():
         return "an input with a default, which a caller may override"
-    reason = lowering.reason_to_skip(weight.names, torch.empty(1, dtype=_TORCH[weight.tensor.dtype]))
-    if reason:
-        return reason
-    for use in weight.uses:
-        if use.kind is None:
-            where = use.node.name if use.node is not None and len(weight.uses) > 1 else ""
-            return f"{use.reason} (node {where})" if where else use.reason
-    if len({use.transposed for use in weight.uses}) > 1:
-        return "used in both orientations, and a scale belongs to one"
-    return "" if CodedWeight(weight, lowering).worth_it() else "codes and scales would be no smaller"
+    tensor = torch.empty(weight.shape, dtype=_TORCH[weight.tensor.dtype], device="meta")
+    uses = tuple(
+        graph_weights.Use(
+            use.node or weight.value, None if use.kind is None else _KINDS[use.kind], use.transposed, use.reason
+        )
+        for use in weight.uses
+    )
+    return decide.reason_to_keep(graph_weights.Weight(weight.names, tensor, uses, lazy=True), lowering)
 
 
 class _Rewriter:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ggpass.graph.pipeline import Change, Report
+from ggpass.graph.report import Change, Report
 from ggpass.graph.program import Program
 
 aten = torch.ops.aten

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 
 aten = torch.ops.aten

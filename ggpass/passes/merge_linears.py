@@ -2,30 +2,30 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
-from ggpass.lowering.lowering import Allocate
+from ggpass.lowering.decide import Allocate
 from ggpass.lowering.operators import DISPATCHED, Operators
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 
 
 def operands_of(node: fx.Node) -> dict[str, Any]:
-    """The operands of a linear that have one entry (a row) for each output channel: nodes, or None for no bias."""
+    """Return the operands of a linear with one row for each output channel: nodes, or None for no bias."""
     if node.target is aten.linear.default:
         return {"weight": node.args[1], "bias": node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")}
     return {"codes": node.args[1], "scale": node.args[2], "bias": node.args[4]}
 
 
 def may_write(target: object) -> bool:
-    """Whether an operator changes one of its arguments; sub-graphs may."""
+    """Return True if an operator changes one of its arguments; sub-graphs may."""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.is_mutable
     return isinstance(target, torch._ops.HigherOrderOperator)
@@ -34,43 +34,6 @@ def may_write(target: object) -> bool:
 def _is_matrix(linear: fx.Node) -> bool:
     value = next(iter(operands_of(linear).values())).meta.get("val")
     return not isinstance(value, Tensor) or value.dim() == 2
-
-
-def linear_groups(graph: fx.Graph, linear: object, targets: Iterable[object]) -> list[list[fx.Node]]:
-    """Two or more linears that read one input, all float or all coded with one codebook; in graph order.
-
-    Args:
-        linear: the coded linear.
-        targets: which of `linear` and `aten.linear` count.
-    """
-    groups: dict[tuple[object, ...], list[fx.Node]] = {}
-    wanted = tuple(targets)
-    writes = 0
-    for node in graph.nodes:
-        # An in-place operator may change what the same node holds: linears on its two sides do not read one value.
-        writes += node.op == "call_function" and may_write(node.target)
-        if node.op == "call_function" and node.target in wanted and _is_matrix(node):
-            codebook = node.args[3] if node.target is linear else None
-            name = codebook.target if isinstance(codebook, fx.Node) else None
-            groups.setdefault((node.args[0], node.target, name, writes), []).append(node)
-    return [nodes for nodes in groups.values() if len(nodes) > 1]
-
-
-def reason_to_keep(node: fx.Node, source_op: str, readers: Callable[[fx.Node], int]) -> str:
-    """Why a linear stays apart; empty where it can be merged.
-
-    Args:
-        source_op: the op of nodes that yield constants: `get_attr`, or `placeholder` in a backend.
-        readers: how many nodes read the tensor that such a node yields.
-    """
-    for role, tensor in operands_of(node).items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, fx.Node) or tensor.op != source_op:
-            return f"its {role} is computed"
-        if readers(tensor) > 1:
-            return f"its {role} {tensor.target} has other readers"
-    return ""
 
 
 def join(graph: fx.Graph, nodes: list[fx.Node], operands: dict[str, Any], rows: list[int]) -> None:
@@ -96,15 +59,43 @@ def join(graph: fx.Graph, nodes: list[fx.Node], operands: dict[str, Any], rows: 
         graph.erase_node(node)
 
 
-def concatenate(parts: list[Tensor | None], rows: list[int], allocate: Allocate | None = None) -> Tensor | None:
-    """[p₁; p₂; …] along dimension 0; (1,) scales are repeated, missing biases are zeros, all missing is None."""
-    present = next((p for p in parts if p is not None), None)
-    if present is None:
-        return None
-    full = [present.new_zeros(n) if p is None else p.expand(n) if p.dim() == 1 else p for p, n in zip(parts, rows)]
-    if present.dtype is not torch.uint8 or allocate is None:
-        return torch.cat(full)
-    return torch.cat(full, out=allocate((sum(rows), present.shape[1]), torch.uint8))
+@dataclass(frozen=True)
+class Concatenate:
+    """[p₁; p₂; …] along dimension 0 for each operand of several linears.
+
+    (1,) scales are repeated, missing biases are zeros, and if all are missing the result is None.
+
+    Attributes:
+        rows: output channels of each linear.
+        allocate: makes the memory of merged codes.
+    """
+
+    rows: tuple[int, ...]
+    allocate: Allocate | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Return what decides the result beside the operands."""
+        return "concatenate", self.rows
+
+    def __call__(self, *parts: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Join the operands, which lie behind each other: all codes, then all scales, then all biases."""
+        count = len(self.rows)
+        return tuple(self._join(parts[i : i + count]) for i in range(0, len(parts), count))
+
+    empty = __call__
+
+    def _join(self, parts: tuple[Tensor | None, ...]) -> Tensor | None:
+        present = next((part.detach() for part in parts if part is not None), None)
+        if present is None:
+            return None
+        full = [
+            present.new_zeros(n) if p is None else p.detach().expand(n) if p.dim() == 1 else p.detach()
+            for p, n in zip(parts, self.rows)
+        ]
+        if present.dtype is not torch.uint8 or self.allocate is None or isinstance(present, FakeTensor):
+            return torch.cat(full)
+        return torch.cat(full, out=self.allocate((sum(self.rows), present.shape[1]), torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -120,43 +111,71 @@ class MergeLinears:
     Attributes:
         operators: whose `linear` the lowered nodes call.
         allocate: makes the memory of merged codes.
+        floats: whether float linears are merged too.
     """
 
     operators: Operators = DISPATCHED
     allocate: Allocate | None = None
+    floats: bool = True
 
     def __call__(self, program: Program) -> Report:
         report = Report("MergeLinears")
-        reads = Counter(str(n.target) for n in program.graph.nodes if n.op == "get_attr")
-
-        def readers(node: fx.Node) -> int:
-            return max(reads[str(node.target)], len(node.users))
-
-        linear = self.operators.linear
-        for nodes in linear_groups(program.graph, linear, (linear, aten.linear.default)):
-            reasons = {node: reason_to_keep(node, "get_attr", readers) for node in nodes}
+        read = {node: str(node.target) for node in program.reads()}
+        readers = Counter(name for node, name in read.items() for _ in node.users)
+        for nodes in self._groups(program):
+            reasons = {node: _reason_to_keep(node, read, readers) for node in nodes}
             report.skips += [Skip(n.name, reason, matrix=False) for n, reason in reasons.items() if reason]
             mergeable = [n for n, reason in reasons.items() if not reason]
             if len(mergeable) > 1:
                 report.changes.append(self._merge(program, mergeable))
         return report
 
+    def _groups(self, program: Program) -> list[list[fx.Node]]:
+        """Return two or more linears that read one input, all float or all coded with one codebook; in graph order."""
+        groups: dict[tuple[object, ...], list[fx.Node]] = {}
+        linear = self.operators.linear
+        wanted = (linear, aten.linear.default) if self.floats else (linear,)
+        writes = 0
+        for node in program.graph.nodes:
+            # An in-place operator may change what the same node holds: linears on its two sides read two values.
+            writes += node.op == "call_function" and may_write(node.target)
+            if node.op == "call_function" and node.target in wanted and _is_matrix(node):
+                codebook = node.args[3] if node.target is linear else None
+                name = codebook.target if isinstance(codebook, fx.Node) else None
+                groups.setdefault((node.args[0], node.target, name, writes), []).append(node)
+        return [nodes for nodes in groups.values() if len(nodes) > 1]
+
     def _merge(self, program: Program, nodes: list[fx.Node]) -> Change:
         operands = [operands_of(n) for n in nodes]
-        matrix = next(iter(operands[0]))  # "codes" or "weight"
-        names = [str(o[matrix].target) for o in operands]
-        what = f"{len(nodes)} linears merged"
-        rows = [program.weight(name).shape[0] for name in names]
+        roles = list(operands[0])  # "codes" or "weight" first
+        names = [str(o[roles[0]].target) for o in operands]
+        rows = tuple(program.weight(name).shape[0] for name in names)
+        parts = [None if o[role] is None else program.weight(str(o[role].target)) for role in roles for o in operands]
+        merged = {role: program.free_name(f"{names[0]}_merged_{role}") for role in roles}
+        coded = roles[0] == "codes"
+        program.derive(merged.values(), Concatenate(rows, self.allocate), parts, buffer=coded)
         with program.graph.inserting_before(nodes[0]):
-            merged: dict[str, Any] = {}
-            for role in operands[0]:
-                parts = [None if o[role] is None else program.weight(str(o[role].target)).detach() for o in operands]
-                value = concatenate(parts, rows, self.allocate)
-                merged[role] = None
-                if value is not None:
-                    name = program.free_name(f"{names[0]}_merged_{role}")
-                    program.set_weight(name, value, buffer=matrix == "codes")
-                    merged[role] = program.get_attr(name)
-            join(program.graph, nodes, merged, rows)
+            present = {role for role in roles if any(o[role] is not None for o in operands)}
+            reads = {role: program.get_attr(name) if role in present else None for role, name in merged.items()}
+            join(program.graph, nodes, reads, list(rows))
         program.prune()
-        return Change(" + ".join(n.removesuffix("_codes") for n in names), f"{what}: {sum(rows)} channels")
+        title = " + ".join(program.label(name).removesuffix("_codes") for name in names)
+        return Change(title, f"{len(nodes)} linears merged: {sum(rows)} channels")
+
+
+def _reason_to_keep(node: fx.Node, read: dict[fx.Node, str], readers: Counter[str]) -> str:
+    """Return the reason why a linear stays apart, or ''.
+
+    Args:
+        node: the linear.
+        read: the nodes that yield the program's tensors, with the tensors' names.
+        readers: how many nodes read the tensor of a name.
+    """
+    for role, tensor in operands_of(node).items():
+        if tensor is None:
+            continue
+        if tensor not in read:
+            return f"its {role} is computed"
+        if readers[read[tensor]] > 1:
+            return f"its {role} {tensor.target} has other readers"
+    return ""

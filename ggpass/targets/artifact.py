@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError
-from ggpass.graph.pipeline import Report
+from ggpass.graph.report import Report
 from ggpass.graph.program import Program
 
 

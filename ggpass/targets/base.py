@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.errors import TargetError
 from ggpass.formats import Format
-from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.decide import Lowering
 from ggpass.lowering.operators import Operators
 from ggpass.passes import CleanUp, FoldBatchNorm, LowerWeights, MergeLinears
-from ggpass.graph.pipeline import Pass, Report
+from ggpass.graph.pipeline import Pass
+from ggpass.graph.report import Report
 from ggpass.graph.program import Program
 
 
@@ -46,10 +47,6 @@ class Target(Protocol):
 
     def lowering(self) -> Lowering:
         """Its operators and its memory; format, scheme and patterns are filled in by the caller."""
-        ...
-
-    def passes(self, lowering: Lowering) -> tuple[Pass, ...]:
-        """The passes that take a traced Program to one that it can run."""
         ...
 
     def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
@@ -87,10 +84,6 @@ class TorchTarget:
 
     def lowering(self) -> Lowering:
         return Lowering(operators=self.operators)
-
-    def passes(self, lowering: Lowering) -> tuple[Pass, ...]:
-        # Merging comes after lowering, so that it moves bytes and not floats.
-        return (FoldBatchNorm(), CleanUp(), LowerWeights(lowering), MergeLinears(lowering.operators, lowering.allocate))
 
     def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
         return Artifact(program, target, report, sizes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ggpass.lowering import operators as ops
 from ggpass.formats import Format
-from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.decide import Lowering
 from ggpass.targets.base import TorchTarget
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.errors import InputError, TargetError
 from ggpass.formats import Format
 from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
-from ggpass.graph.pipeline import Report
+from ggpass.graph.report import Report
 from ggpass.graph.program import Program
 from ggpass.targets.base import TorchTarget
 from ggpass.targets.cuda_operators import KERNEL_DTYPES, float_note, kernels_on

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError
-from ggpass.graph.pipeline import Pass, Pipeline, Report
+from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
+from ggpass.graph.report import Report
 from ggpass.lowering.modules import first_lowered
 from ggpass.training import Regularizer
 from ggpass.training.graphs import TrainingGraph, bind, signature_of, trace, training_flags

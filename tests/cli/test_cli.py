@@ -17,7 +17,7 @@ from ggpass import targets
 from ggpass.cli import bench, console, main, models
 from ggpass.cli.inspect import count, size
 from ggpass.errors import GgpassError
-from ggpass.graph.render import wrap_name
+from ggpass.graph.report import wrap_name
 
 
 @dataclass(frozen=True)

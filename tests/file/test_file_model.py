@@ -148,7 +148,7 @@ def test_saving_leaves_the_model_alone(compiled: nn.Module, tmp_path: Path) -> N
 
 
 def test_minilm_saved_and_loaded(tmp_path: Path) -> None:
-    real = pytest.importorskip("real_models")
+    real = pytest.importorskip("support.real_models")
     transformers = pytest.importorskip("transformers")
     compiled = ggpass.compile(real.load_minilm(), target="rf8-reference")
     save(compiled, tmp_path / "m.safetensors")

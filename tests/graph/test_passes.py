@@ -9,7 +9,7 @@ from torch import nn
 
 from ggpass import Program, Report, Scheme, WeightError
 from ggpass.formats import INT8, RF8
-from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.decide import Lowering
 from ggpass.lowering.operators import DISPATCHED, REFERENCE
 from ggpass.passes import CleanUp, FoldBatchNorm, LowerWeights, MergeLinears
 

@@ -1,4 +1,4 @@
-"""Codes made at call time from weights that arrive as arguments, and kept while those weights live unchanged.
+"""Tensors derived at call time from weights that arrive as arguments, and kept while those weights live unchanged.
 
 Under torch.compile one compiled graph serves every module of a class, and `load_state_dict` changes weights behind it:
 codes must follow the tensors of each call. They are kept by the identity and `_version` of the tensors they were made
@@ -8,112 +8,79 @@ from, so that a call costs a look-up.
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
 from ggpass.errors import InputError
-from ggpass.lowering.lowering import Allocate, Lowering
-from ggpass.passes.merge_linears import concatenate
+
+#: An argument of the compiled graph: the position of a Dynamo argument, a constant, or an output of a Derived.
+Feed = Union[int, Tensor, tuple["Derived", int]]  # noqa: UP007 (Derived is defined below)
 
 
-@dataclass(frozen=True)
-class FloatPart:
-    """A float weight to be lowered: its argument position, its name for errors, its orientation."""
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """(outputs) = function(sources).
 
-    position: int
-    name: str
-    transposed: bool
+    Attributes:
+        function: with a `key` that holds what decides the result beside the sources.
+        sources: the operands; None for a missing one.
+    """
 
-
-@dataclass(frozen=True)
-class CodedPart:
-    """Codes and scale that arrive as arguments, from a module that was lowered before it was compiled."""
-
-    codes: int
-    scale: int
-
-
-@dataclass(frozen=True)
-class CodesOf:
-    """(codes, scale) of one weight, or of several below each other: two arguments of the compiled graph."""
-
-    parts: tuple[FloatPart | CodedPart, ...]
-    lowering: Lowering
+    function: Callable[..., tuple[Tensor | None, ...]]
+    sources: tuple[Feed | None, ...]
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The arguments it is made from."""
-        return tuple(i for p in self.parts for i in ((p.position,) if isinstance(p, FloatPart) else (p.codes, p.scale)))
+        """Return the Dynamo arguments that it is made from."""
+        found: list[int] = []
+        for source in self.sources:
+            if isinstance(source, int):
+                found.append(source)
+            elif isinstance(source, tuple):
+                found += source[0].positions
+        return tuple(dict.fromkeys(found))
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What besides the source tensors decides the result."""
-        parts = tuple(p.transposed if isinstance(p, FloatPart) else None for p in self.parts)
-        return ("codes", self.lowering.format.name, self.lowering.scheme, parts)
+        """Return what decides the result beside the arguments of a call, and which argument stands where."""
+        place = {position: i for i, position in enumerate(self.positions)}
+        parts = tuple(
+            (s[0].key, s[1]) if isinstance(s, tuple) else place[s] if isinstance(s, int) else None for s in self.sources
+        )
+        return self.function.key, parts  # type: ignore[attr-defined]
 
-    def make(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors, from the arguments of a call."""
-        pairs = []
-        for part in self.parts:
-            if isinstance(part, FloatPart):
-                made = self.lowering.lower(part.name, args[part.position], part.transposed)
-                pairs.append((made.codes, made.scale))
-            else:
-                pairs.append((args[part.codes], args[part.scale]))
-        if len(pairs) == 1:
-            return pairs[0]
-        allocate: Allocate | None = self.lowering.allocate
-        rows = [codes.shape[0] for codes, _ in pairs]
-        codes = concatenate([c for c, _ in pairs], rows, allocate)
-        scale = concatenate([s for _, s in pairs], rows)
-        return tuple(t for t in (codes, scale) if t is not None)
-
-
-@dataclass(frozen=True)
-class BiasOf:
-    """The biases of merged linears below each other: one argument of the compiled graph."""
-
-    sources: tuple[int | None, ...]
-    rows: tuple[int, ...]
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The arguments it is made from."""
-        return tuple(i for i in self.sources if i is not None)
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What besides the source tensors decides the result."""
-        return ("bias", self.rows, tuple(i is None for i in self.sources))
-
-    def make(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensor, from the arguments of a call."""
-        bias = concatenate([None if i is None else args[i].detach() for i in self.sources], list(self.rows))
-        return () if bias is None else (bias,)
-
-
-Recipe = CodesOf | BiasOf
+    def make(self, args: Sequence[Any]) -> tuple[Tensor | None, ...]:
+        """Return the outputs for the arguments of a call; each inner Derived is made once."""
+        made = {s[0]: None for s in self.sources if isinstance(s, tuple)}
+        inner = {derived: derived.make(args) for derived in made}
+        return self.function(
+            *(inner[s[0]][s[1]] if isinstance(s, tuple) else args[s] if isinstance(s, int) else s for s in self.sources)
+        )
 
 
 class CallTimeCache:
-    """Recipe and source tensors → made tensors, as long as every source is the same object at the same version."""
+    """Derived and source tensors → its outputs, as long as every source is the same object at the same version."""
 
     def __init__(self) -> None:
         self._entries: dict[
-            tuple[object, ...], tuple[list[weakref.ref[Tensor]], tuple[tuple[int, int], ...], tuple[Tensor, ...]]
+            tuple[object, ...],
+            tuple[list[weakref.ref[Tensor]], tuple[tuple[int, int], ...], tuple[Tensor | None, ...]],
         ] = {}
 
-    def get(self, key: object, recipe: Recipe, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors of `recipe` for these arguments, made where they are not there or out of date.
+    def get(
+        self, key: object, derived: Derived, positions: Sequence[int], args: Sequence[Any]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the outputs for these arguments, made anew if they are not there or out of date.
 
         Args:
-            key: `recipe.key`, which callers keep so that a call does not build it again.
+            key, positions: the derived's own, which callers keep so that a call does not build them again.
 
         Raises:
             InputError: a source was made under inference_mode and has no version to tell a change by.
         """
-        sources = [args[i] for i in recipe.positions]
+        sources = [args[i] for i in positions]
         if any(t.is_inference() for t in sources):
             raise InputError(
                 "a weight was created under torch.inference_mode(), so a change of it would go unseen; load the model "
@@ -127,7 +94,7 @@ class CallTimeCache:
             return entry[2]
         # A call under inference_mode must not leave tensors behind that autograd refuses at a later one.
         with torch.inference_mode(False), torch.no_grad():
-            made = recipe.make(args)
+            made = derived.make(args)
         drop = self._dropper(full_key)
         self._entries[full_key] = ([weakref.ref(t, drop) for t in sources], versions, made)
         return made
@@ -150,3 +117,28 @@ class CallTimeCache:
 
 #: Shared by all compiled graphs of the process: recompiling for another shape must not encode the weights again.
 CACHE = CallTimeCache()
+
+
+class Runner:
+    """Calls the compiled graph with Dynamo's arguments, and with the tensors that are derived from them.
+
+    Attributes:
+        compiled: the graph.
+        feeds: its arguments.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], feeds: Sequence[Feed]) -> None:
+        self.compiled = compiled
+        self.derived = list(dict.fromkeys(feed[0] for feed in feeds if isinstance(feed, tuple)))
+        self._known = [(d.key, d, d.positions) for d in self.derived]
+        self.feeds = [(self.derived.index(f[0]), f[1]) if isinstance(f, tuple) else f for f in feeds]
+
+    def __call__(self, *args: Any) -> Any:
+        made = [CACHE.get(*known, args) for known in self._known]
+        values = []
+        for feed in self.feeds:
+            if isinstance(feed, tuple):
+                values.append(made[feed[0]][feed[1]])
+            else:
+                values.append(args[feed] if isinstance(feed, int) else feed)
+        return self.compiled(*values)

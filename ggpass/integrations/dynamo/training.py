@@ -19,8 +19,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ggpass.errors import InputError
 from ggpass.graph.edges import insert_behind
-from ggpass.graph.pipeline import Change, Report, Skip
 from ggpass.graph.program import owner_of
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.integrations.dynamo.arguments import parameter_name, source_name
 from ggpass.passes import BackSlash
 from ggpass.passes.backslash.node import Row, node_values, rate_node, ready_nodes

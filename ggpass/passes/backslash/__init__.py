@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.optim import Optimizer
 
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 from ggpass.training import RateSettings, Regularizer
-from ggpass.graph.edges import insert_on_weight_edges, weights_of
+from ggpass.graph.edges import insert_on_weight_edges
 from ggpass.passes.backslash.node import node_state, rate_node
 from ggpass.passes.backslash.selection import select
 from ggpass.graph.weights import Weight
@@ -41,7 +41,7 @@ class BackSlash(RateSettings):
             return report
         selection = select(program.graph_module, self)
         report.skips += selection.report.skips
-        used = {id(weight.tensor) for weight in weights_of(program)}
+        used = {id(weight.tensor) for weight in program.tensors()}
         chosen = []
         for name, tensor in zip(selection.names, selection.weights):
             if id(tensor) in used:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
-from ggpass.graph.pipeline import Report
+from ggpass.graph.report import Report
 from ggpass.passes.backslash import attached, identity
 from ggpass.passes.backslash.update import join_gradients, step_weights
 from ggpass.passes.backslash.priors import Fits

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ggpass.errors import InputError, WeightError
-from ggpass.graph.pipeline import Report, Skip
+from ggpass.graph.report import Report, Skip
 from ggpass.passes.backslash.parametrizations import factors_of
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.graph.weights import check_patterns, matches
@@ -40,7 +40,7 @@ def select(model: nn.Module, settings: RateSettings) -> Selection:
     aliases: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(parameter, []).append(name)
-    check_patterns([name for names in aliases.values() for name in names], settings.only, settings.skip)
+    check_patterns([name for names in aliases.values() for name in names], only=settings.only, skip=settings.skip)
     report = Report("BackSlash")
     factors = factors_of({name: parameter for parameter, names in aliases.items() for name in names})
     chosen: list[tuple[str, nn.Parameter]] = []

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ggpass.errors import WeightError
-from ggpass.lowering.lowering import bytes_of
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 from ggpass.passes.deepshape.figures import Reshaped, in_words, summary
 from ggpass.passes.deepshape.specification import Shaping
 from ggpass.passes.deepshape.weights import Source, reshape
-from ggpass.graph.weights import check_patterns, group_weights, matches
+from ggpass.graph.weights import bytes_of, check_patterns, matches
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,18 +80,11 @@ class DeepShape(Shaping):
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
 
     def __call__(self, program: Program) -> ShapeReport:
-        sources = [node for node in program.reads() if node.users]
-        groups = group_weights(sources, lambda node: program.weight(str(node.target)))
-        candidates = [
-            _Candidate(w.names, w.tensor, any(use.transposed for use in w.uses))
-            for w in groups
-            if isinstance(w.tensor, nn.Parameter)
-        ]
+        weights = {w.names: w for w in program.tensors() if isinstance(w.tensor, nn.Parameter)}
+        candidates = [_Candidate(w.names, w.tensor, any(use.transposed for use in w.uses)) for w in weights.values()]
 
         def write(candidate: _Candidate, new: Tensor) -> None:
-            parameter = nn.Parameter(new, requires_grad=False)
-            for name in candidate.names:
-                program.set_weight(name, parameter)
+            program.replace(weights[candidate.names], new)
 
         return self._run(candidates, write)
 
@@ -124,7 +116,7 @@ class DeepShape(Shaping):
     def _run(self, candidates: Sequence[_Candidate], write: Callable[[_Candidate, Tensor], None]) -> ShapeReport:
         report = ShapeReport("DeepShape")
         names = [name for c in candidates if c.tensor.dim() >= 2 for name in c.names]
-        check_patterns(names, self.only, self.skip)
+        check_patterns(names, only=self.only, skip=self.skip)
         chosen: dict[str, _Candidate] = {}
         for candidate in candidates:
             reason = self._reason_to_keep(candidate)

@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from ggpass.errors import FormatError, WeightError
 from ggpass.ggd import GGD, fit_moments
 from ggpass.passes.deepshape import FLOATS, reason_by_name
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 from ggpass.passes.deepshape.pull import PullState, pull_node, states_of
 from ggpass.passes.deepshape.rows import std_to_scale
 from ggpass.passes.deepshape.specification import MIN_ELEMENTS, MIN_SHAPE
-from ggpass.graph.edges import insert_on_weight_edges, weights_of
+from ggpass.graph.edges import insert_on_weight_edges
 from ggpass.graph.weights import Weight, check_patterns
 
 
@@ -75,13 +75,13 @@ class DeepShapePull:
 
     def __call__(self, program: Program) -> Report:
         report = Report("DeepShapePull")
-        weights = [w for w in weights_of(program) if isinstance(w.tensor, nn.Parameter)]
+        weights = [w for w in program.tensors() if isinstance(w.tensor, nn.Parameter)]
         names: dict[int, list[str]] = {}
         for name, parameter in program.graph_module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         all_names = {id(w.tensor): tuple(names.get(id(w.tensor), w.names)) for w in weights}
         known = [name for w in weights if w.tensor.dim() >= 2 for name in all_names[id(w.tensor)]]
-        check_patterns(known, self.only, self.skip)
+        check_patterns(known, only=self.only, skip=self.skip)
         chosen = []
         for weight in weights:
             name = all_names[id(weight.tensor)][0]

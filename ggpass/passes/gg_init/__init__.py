@@ -13,9 +13,9 @@ from ggpass.passes.gg_init.read_modules import read_modules
 from ggpass.passes.gg_init.reading import Group, Reading, Use
 from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
 from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
-from ggpass.lowering.lowering import matches
+from ggpass.graph.weights import matches
 from ggpass.lowering.modules import first_lowered
-from ggpass.graph.pipeline import Change, Report, Skip
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program, owner_of
 
 Shape = float | str | Mapping[str, float]

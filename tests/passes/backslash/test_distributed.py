@@ -29,7 +29,7 @@ def one() -> Runs:
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Runs]:
-    runs = run_ranks(request.param, tmp_path_factory.mktemp(request.param))
+    runs = run_ranks(request.param, tmp_path_factory.mktemp(request.param), worker.__file__)
     runs[0]["way"] = request.param
     return runs
 

@@ -20,7 +20,7 @@ from ggpass.integrations.dynamo.backend import GraphEditor
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler, driver, embedded, kernels, requests
 from ggpass.kernels.cuda.embedded import Embedded
-from ggpass.lowering.lowering import Lowering
+from ggpass.lowering.decide import Lowering
 from ggpass.targets import TARGETS, cuda, cuda_operators, resolve
 from ggpass.targets.cuda import CudaArtifact
 
