@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from ggpass.errors import FormatError
 from ggpass.onnx.names import DOMAIN
-from ggpass.onnx.reader import bytes_of, load
+from ggpass.onnx.reader import load
+from ggpass.onnx.tensors import bytes_of, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,10 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
         p = counts[counts > 0] / max(1, counts.sum())
         entropy = max(0.0, float(-(p * np.log2(p)).sum()))
         tensors.append(CodedTensor(name, tuple(dict.fromkeys(users[name])), len(users[name]), shape, entropy))
-    kept = (v.const_value for g in model.graphs() for n, v in g.initializers.items() if n not in values)
     return CodedFile(
         opset=model.opset_imports.get("", 0),
         file_bytes=bytes_of(path, model),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
         tensors=tuple(tensors),
-        other_bytes=sum(tensor.nbytes for tensor in kept if tensor is not None),
+        other_bytes=tensor_bytes(model) - sum(tensor.size for tensor in tensors),
     )
