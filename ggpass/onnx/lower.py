@@ -60,22 +60,22 @@ def lower_file(
 ) -> Report:
     """See `ggpass.lower_onnx`."""
     path_in, path_out = Path(path_in), check_path(path_out)
-    model = load(path_in)
-    sources = files_of(path_in, model)
-    if path_out.resolve() in sources:
-        raise InputError(f"{path_out} would overwrite the model itself; write to another file")
-    before = bytes_of(path_in, model)
-    report = Report("LowerOnnx")
     with explained(f"{path_in} cannot be lowered", "check it with onnx.checker, or export it again"):
+        model = load(path_in)
+        sources = files_of(path_in, model)
+        if path_out.resolve() in sources:
+            raise InputError(f"{path_out} would overwrite the model itself; write to another file")
+        before = bytes_of(path_in, model)
+        report = Report("LowerOnnx")
         normalize(model)
         if fallback:
             model, note = with_opset(model, MIN_OPSET, str(path_in))
             report.notes += [note] if note else []
         lower_model(model, lowering, report)
         attach_functions(model, fallback)
-    written, note = save(
-        model, path_out, external_data, lambda file: open_once(file, path_out.name, fallback, path_in), sources
-    )
+        written, note = save(
+            model, path_out, external_data, lambda file: open_once(file, path_out.name, fallback, path_in), sources
+        )
     report.notes += [note] if note else []
     report.notes.append(f"{path_out.name}: {written} bytes, {written / before:.3f} of {path_in.name}")
     return report

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import InlinePass, LiftSubgraphInitializersToMainGrap
 from ggpass.errors import FormatError
 from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import DOMAIN, STANDARD
-from ggpass.onnx.tensors import constant, shape_of
+from ggpass.onnx.tensors import constant, graphs_of, shape_of
 from ggpass.onnx.wire import SMALL
 
 #: The opset that a model gets that imports none, and has no node that would need one.
@@ -27,13 +27,15 @@ def normalize(model: ir.Model) -> None:
     for domains in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
         if "ai.onnx" in domains:
             domains.setdefault("", domains.pop("ai.onnx"))
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain == "ai.onnx":
-            node.domain = ""
+    for graph in graphs_of(model):
+        for node in graph:
+            if node.domain == "ai.onnx":
+                node.domain = ""
     _drop_initializer_inputs(model)
     if any(function.domain != DOMAIN for function in model.functions.values()):
         with explained("the model's functions cannot be inlined", "inline them with onnx.inliner, and try again"):
             InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
+    model.graph.sort()  # some converters append nodes; ONNX Runtime does not mind, other runtimes do
     for graph in model.graphs():
         _lift_constants(graph)
 
