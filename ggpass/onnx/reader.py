@@ -36,7 +36,9 @@ def load(path: str | Path) -> ir.Model:
             if isinstance(tensor, ir.ExternalTensor):
                 put(MappedTensor(tensor, _file_of(path, tensor)))
             elif tensor.dtype is not ir.DataType.STRING and len(tensor.tobytes()) != tensor.nbytes:
-                raise FormatError(f"{path}: tensor {tensor.name!r} does not have the bytes of its shape; export it again")
+                raise FormatError(
+                    f"{path}: tensor {tensor.name!r} does not have the bytes of its shape; export it again"
+                )
         for graph in graphs_of(model):
             for value in graph.initializers.values():
                 if value.const_value is None:

@@ -104,7 +104,10 @@ def save(
                     places = _write_data(model, data_file)
                     data = _publish(part, path)
                     _refer(model, places, data)
-                _read_rest(model)
+                for graph in model.graphs():
+                    for value in graph.initializers.values():
+                        assert value.const_value is not None
+                        value.const_value.name = value.name
                 file.write(ir.to_proto(model).SerializeToString())
                 file.flush()
                 note = check(whole)
@@ -177,17 +180,6 @@ def _refer(model: ir.Model, places: list[tuple[ir.Value, int]], data: Path) -> N
         value.const_value = ir.ExternalTensor(
             data.name, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
         )
-
-
-def _read_rest(model: ir.Model) -> None:
-    """Take what is still in the source's files into the model: nothing of a written file lies elsewhere."""
-    for tensor, put in tensors_of(model):
-        if isinstance(tensor, ir.LazyTensor):
-            put(tensor.raw())
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            assert value.const_value is not None
-            value.const_value.name = value.name
 
 
 def _publish(part: Path, path: Path) -> Path:
