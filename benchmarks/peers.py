@@ -38,8 +38,9 @@ def _torch(weights: Sequence[Tensor], threads: int) -> Callable[[Tensor], Run]:
 
 def _ggpass(name: str) -> Callable[[Sequence[Tensor], int], Callable[[Tensor], Run]]:
     def build(weights: Sequence[Tensor], threads: int) -> Callable[[Tensor], Run]:
+        from ggpass.errors import KernelsUnavailable
         from ggpass.formats import FORMATS
-        from ggpass.kernels.cpu.library import KernelsUnavailable, load
+        from ggpass.kernels.cpu.library import load
         from ggpass.kernels.cpu.memory import aligned_empty
 
         try:

@@ -56,7 +56,7 @@ def main(
     """Print ms for each kernel and M; the regimes should choose the least of each column."""
     torch.set_num_threads(threads)
     kernels, format_ = load(), FORMATS[fmt]
-    kind = kernels._codebooks.of(format_.codebook).kind
+    kind = format_.decoder.kind
     weights = [torch.randn(n, k) * 0.02 for _ in range(6)]
     layers = []
     for w in weights:

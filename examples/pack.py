@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from ggpass.file import PackedFile, load, pack, unpack
+from ggpass.formats import FORMATS
 
 
 def model_folder() -> Path:
@@ -42,7 +43,7 @@ def main() -> None:
     source = model_folder()
     with tempfile.TemporaryDirectory() as folder:
         print(f"{'method':14s}{'bits a weight':>15s}{'file':>12s}{'error':>11s}{'seconds':>10s}")
-        for method in ("lossless", "int8", "e4m3", "rf8", "grid:sigma/8", "grid"):
+        for method in ("lossless", *FORMATS, "grid:sigma/8", "grid"):
             target = Path(folder) / method.replace("/", "-").replace(":", "-")
             start = time.perf_counter()
             report = pack(source, target, method)

@@ -14,6 +14,7 @@ from ggpass.formats import Format, Scheme
 from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
 from ggpass.graph.report import Change, Report, Skip
+from ggpass.lowering.modules import dequantize
 from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "TraceError",
     "WeightError",
     "compile",
+    "dequantize",
     "export_onnx",
     "init_",
     "load",

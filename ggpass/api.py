@@ -44,12 +44,13 @@ def lowering_for(
     """Return the device, the lowering and notes for the report that `compile`'s options ask for."""
     fmt, device = resolve(target, as_patterns(arch))
     notes = device.prepare(fmt)
-    lowering = replace(
-        device.lowering(),
+    lowering = Lowering(
         format=fmt,
         scheme=scheme or Scheme(),
         only=as_patterns(only),
         skip=as_patterns(skip),
+        operators=device.operators,
+        allocate=device.allocate,
         check=device.check_tensor,
     )
     return device, lowering, notes
@@ -120,10 +121,7 @@ def compile(
             raise InputError("passes= and dynamic_shapes= need a graph; give example inputs (args=, kwargs=) with them")
         result, report = lower_module(model, lowering, inplace=inplace)
         report.notes += [*notes, "without example inputs: linears that share an input stay apart, no graph passes run"]
-        device.finish(result, report, target)
-        result.__dict__["ggpass_report"] = report
-        result.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(result))
-        return result
+        return device.build(result, report, Sizes(before, bytes_of_module(result)), target)
     args = (args,) if isinstance(args, Tensor) else tuple(args or ())
     program = Program.trace(model, args, kwargs, dynamic_shapes)
     report = Pipeline((*passes, *deployment_passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
@@ -378,6 +376,9 @@ def save(compiled: Any, path: str | os.PathLike[str]) -> None:
     from ggpass.file import save as save_file
 
     save_file(compiled, Path(path))
+
+
+Artifact.writer = save
 
 
 def load(

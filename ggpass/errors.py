@@ -27,3 +27,7 @@ class PassError(GgpassError, RuntimeError):
 
 class InputError(GgpassError, TypeError):
     """An Artifact was called with inputs that it was not built for."""
+
+
+class KernelsUnavailable(GgpassError, RuntimeError):
+    """Generated kernels cannot be had on this machine; the message gives the reason and the next action."""

@@ -1,6 +1,8 @@
-"""What every test shares: seeds, and plain output from the command line."""
+"""What every test shares: seeds, and the toy format and target, registered before any test is collected."""
 
 import pytest
+import support.toy_format
+import support.toy_target  # noqa: F401
 import torch
 
 

@@ -10,10 +10,10 @@ import torch
 from timing import DEVICE
 from torch import Tensor
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels.cuda.kernels import CudaKernels
 from ggpass.kernels.cuda.launch import Kernel
 from ggpass.kernels.cuda.variants import Variant, every_linear, linear_variants, measured_variants, row_variant
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 # The tests' inputs and bounds: the same for the emulator there and for the GPU here.
 sys.path.append(str(Path(__file__).parents[2] / "tests"))

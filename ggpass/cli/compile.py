@@ -21,11 +21,6 @@ class Scale(StrEnum):
     real = "real"
 
 
-class Rounding(StrEnum):
-    nearest = "nearest"
-    paper = "paper"
-
-
 class Dtype(StrEnum):
     auto = "auto"
     float32 = "float32"
@@ -57,7 +52,7 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write codes and GPU kernels to this .safetensors file."),
 ]
-RoundingOption = Annotated[Rounding, typer.Option(help="`paper` is RF8's published greedy rounding.")]
+RoundingOption = Annotated[str, typer.Option(help="`nearest`, or `paper`: RF8's published greedy rounding.")]
 
 
 def compile_command(
@@ -67,7 +62,7 @@ def compile_command(
     skip: Skip = None,
     granularity: GranularityOption = Granularity.channel,
     scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
+    rounding: RoundingOption = "nearest",
     dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.auto,
     arch: ArchOption = None,
     output: OutputOption = None,
@@ -86,7 +81,7 @@ def compile_command(
     resolve(target, arch or ())  # an unknown target is answered before the model is loaded
     if output is not None and output.suffix != ".safetensors":
         raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
-    scheme = Scheme(granularity.value, scale.value if scale else None, rounding.value)
+    scheme = Scheme(granularity.value, scale.value if scale else None, rounding)
     with stderr().status(escape(f"loading {model_dir}")):
         model, notes = load_model(model_dir, dtype.value)
         model.to(place_for(target, arch or ()))

@@ -1,6 +1,7 @@
 """Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
 
 import os
+import re
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +19,22 @@ def stdout() -> Console:
 def stderr() -> Console:
     """The console for progress and errors."""
     return Console(stderr=True)
+
+
+#: How a Python argument that an error advises is given here.
+_ARGUMENTS = (
+    (re.compile(r"\b(only|skip)=\[(.*?)\]"), r"--\1 \2"),
+    (re.compile(r"\(skip=\)"), "(--skip)"),
+    (re.compile(r"\bfallback=None\b"), "--fallback none"),
+    (re.compile(r"\bexternal_data=False\b"), "--single-file"),
+)
+
+
+def as_options(message: str) -> str:
+    """Return an error's text with options of the command line in place of Python's arguments: `--skip 'w'`."""
+    for argument, option in _ARGUMENTS:
+        message = argument.sub(option, message)
+    return message
 
 
 def progress() -> Progress:

@@ -16,7 +16,6 @@ from ggpass.cli.compile import (
     GranularityOption,
     ModelDir,
     Only,
-    Rounding,
     RoundingOption,
     ScaleOption,
     Skip,
@@ -67,7 +66,7 @@ def export_command(
     skip: Skip = None,
     granularity: GranularityOption = Granularity.channel,
     scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
+    rounding: RoundingOption = "nearest",
     dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.float32,
 ) -> None:
     """Write a Hugging Face model as an ONNX file with 8-bit weights, and check the file in ONNX Runtime.
@@ -94,7 +93,7 @@ def export_command(
             out,
             kwargs=kwargs,
             target=target,
-            scheme=Scheme(granularity.value, scale.value if scale else None, rounding.value),
+            scheme=Scheme(granularity.value, scale.value if scale else None, rounding),
             opset=opset,
             dynamic_shapes=shapes,
             only=only or (),
@@ -122,7 +121,7 @@ def lower_onnx_command(
     skip: Skip = None,
     granularity: GranularityOption = Granularity.channel,
     scale: ScaleOption = None,
-    rounding: RoundingOption = Rounding.nearest,
+    rounding: RoundingOption = "nearest",
 ) -> None:
     """Turn the weights of any ONNX model into 8 bits, and report what happened to each.
 
@@ -137,7 +136,7 @@ def lower_onnx_command(
             file,
             out,
             target=target,
-            scheme=Scheme(granularity.value, scale.value if scale else None, rounding.value),
+            scheme=Scheme(granularity.value, scale.value if scale else None, rounding),
             only=only or (),
             skip=skip or (),
             fallback=_fallback(fallback),

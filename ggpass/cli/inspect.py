@@ -37,7 +37,7 @@ def inspect_command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show each weight's fit and what RF8, E4M3 and INT8 make of it.
+    """Show each weight's fit and what each 8-bit format makes of it.
 
     For every floating tensor of two or more dimensions: the moment fit of a generalized Gaussian (shape ν, where 2 is
     a Gaussian and 1 a Laplacian; deviation σ); which of Gaussian, Laplace, generalized Gaussian and Student-t fits best

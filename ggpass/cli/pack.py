@@ -19,7 +19,9 @@ SOURCE_HELP = "A .safetensors file, a .safetensors.index.json, or a model direct
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="The new file or directory; it must not exist yet.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="How many threads; all of the machine's if left out.")]
-FORMAT_HELP = "`rf8`, `e4m3`, `int8`, `lossless`, `grid`, or `grid:STEP` with a step such as 0.01 or sigma/8."
+FORMAT_HELP = (
+    "A format (`ggpass targets` lists them), `lossless`, `grid`, or `grid:STEP` with a step such as 0.01 or sigma/8."
+)
 LOSS_HELP = "`grid` without a step: the relative squared error each weight may have; the coarsest step is found."
 
 

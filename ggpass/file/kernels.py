@@ -12,7 +12,7 @@ from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
 
 if TYPE_CHECKING:
-    from ggpass.kernels.cuda.cubins import Cubin
+    from ggpass.kernels.cuda.cubin import Cubin
 
 logger = logging.getLogger("ggpass")
 
@@ -42,8 +42,8 @@ def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
     with PackedFile(path) as file:
         if not file.manifest.kernels:
             return ()
-        from ggpass.kernels.cuda.cubins import Cubin
-        from ggpass.kernels.unavailable import KernelsUnavailable
+        from ggpass.errors import KernelsUnavailable
+        from ggpass.kernels.cuda.cubin import Cubin
 
         found = []
         for name in file.manifest.kernels:
@@ -67,9 +67,9 @@ def take_kernels(path: str | Path, into: Any, report: Report) -> None:
     found = read_kernels(path)
     if not found:
         return
-    from ggpass.kernels.cuda.embedded import EMBEDDED
+    from ggpass.kernels.cuda.cubin import FROM_FILES
 
-    foreign = EMBEDDED.add(found)
+    foreign = FROM_FILES.add(found)
     report.notes.append(f"carries {len(found)} CUDA kernels for {', '.join(sorted({c.arch for c in found}))}")
     if foreign:
         report.notes.append(

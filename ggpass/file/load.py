@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +22,8 @@ from ggpass.lowering.modules import Lowered, LoweredWeight
 from ggpass.lowering.modules import replace as replace_in_module
 from ggpass.packed.layout import elements
 from ggpass.packed.reader import PackedFile
-from ggpass.targets import TARGETS, resolve
+from ggpass.targets import REFERENCE_TARGET, TARGETS, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
-from ggpass.targets.reference import REFERENCE_TARGET
 
 Filled = TypeVar("Filled", nn.Module, Artifact)
 
@@ -103,7 +101,7 @@ def _lowering(format_name: str, device: str | torch.device | None) -> Lowering:
     usable = kind in TARGETS and TARGETS[kind].unavailable() is None
     fmt, target = resolve(f"{format_name}-{kind if usable else REFERENCE_TARGET.name}")
     target.prepare(fmt)
-    return replace(target.lowering(), format=fmt)
+    return Lowering(fmt, operators=target.operators, allocate=target.allocate)
 
 
 def _replace_by_codes(file: PackedFile, model: nn.Module, lowering: Lowering, threads: int) -> list[Change]:

@@ -1,7 +1,11 @@
-"""Format: 256 values and pure functions between values and codes; it knows nothing of modules or devices."""
+"""Format: 256 values and pure functions between values and codes; it knows nothing of modules or devices.
 
-from collections.abc import Collection, Mapping
+The registry is here too, so that a format finds itself again by its name.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,23 +47,38 @@ def canonical_codes(codebook: Tensor) -> Tensor:
     )
 
 
-def nearest_rounding(codebook: Tensor, never_emitted: Collection[int] = ()) -> Rounding:
-    """nearest(x) = argmin_c |x − codebook[c]|, ties to the smaller magnitude, equal values to the lower code.
+def nearest_rounding(codebook: Tensor, emitted: Tensor) -> Rounding:
+    """nearest(x) = argmin_c |x − codebook[c]| over the emitted codes, ties to the smaller magnitude.
 
     Args:
-        codebook: (256,) float32, symmetric up to `never_emitted`; NaN entries are never emitted either.
-        never_emitted: codes an encoder must not produce.
+        codebook: (256,) float32.
+        emitted: (n,) uint8, codes of different finite values; with each value its negative.
     """
-    lowest: dict[float, int] = {}
-    for code, value in enumerate(codebook.tolist()):
-        if code not in never_emitted and value == value:
-            lowest.setdefault(value + 0.0, code)  # + 0.0 folds −0 into 0
-    magnitudes = np.array(sorted(v for v in lowest if v >= 0), dtype=np.float64)
+    code_of = dict(zip(codebook[emitted.int()].tolist(), emitted.tolist()))
+    magnitudes = np.array(sorted(value for value in code_of if value >= 0), dtype=np.float64)
     return Rounding(
         thresholds=float32_at_most((magnitudes[:-1] + magnitudes[1:]) / 2),
-        positive=torch.tensor([lowest[m] for m in magnitudes.tolist()], dtype=torch.uint8),
-        negative=torch.tensor([lowest[-m + 0.0] for m in magnitudes.tolist()], dtype=torch.uint8),
+        positive=torch.tensor([code_of[m] for m in magnitudes.tolist()], dtype=torch.uint8),
+        negative=torch.tensor([code_of[-m] for m in magnitudes.tolist()], dtype=torch.uint8),
     )
+
+
+class Decoder(NamedTuple):
+    """What kernels may assume of a codebook.
+
+    Attributes:
+        kind: `rf8`: bit arithmetic on RF8's canonical codes; `linear`: the code as a signed byte; `table`: nothing, so
+            that each value is looked up.
+        unit: the decoder's values times this are the codebook's. If it is not 1, to a relative 2^-23: kernels multiply
+            the scale by it, and round once more than the codebook does.
+    """
+
+    kind: Literal["rf8", "linear", "table"]
+    unit: float = 1.0
+
+
+#: The decoder of any 256 values.
+TABLE = Decoder("table")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,27 +86,41 @@ class Format:
     """An 8-bit format: a codebook of 256 values, and the roundings that lead to it.
 
     Attributes:
-        name: what a target string calls it, as in `rf8-cpu`.
-        codebook: (256,) float32, the value of each code before its channel's scale; NaN where a code is illegal.
-        amax: the largest magnitude an encoder emits; a channel's scale is chosen so that nothing exceeds it.
-        roundings: the encoders by name; every format has `nearest`.
-        default_scale: `pow2` or `real`, the rule used where a Scheme leaves it open.
+        name: what a target string calls it, as in `rf8-cpu`; without a dash.
+        codebook: (256,) float32, the value of each code before its channel's scale, symmetric in the emitted codes; NaN
+            or infinity where a code means no number.
+        default_scale: `pow2` or `real`, the rule used if a Scheme leaves it open.
+        never_emitted: codes with a value that encoders do not produce all the same.
+        decoder: what kernels may assume of the codebook.
+        roundings: the encoders by name; `nearest` is added to those given.
+        canonical: (256,) uint8, the lowest code of the same value.
+        emitted: (n,) uint8, ascending: every code that an encoder may produce, so no alias, no code without a finite
+            value, and none of `never_emitted`.
+        amax: the largest magnitude of an emitted code; a channel's scale is chosen so that nothing exceeds it.
     """
 
     name: str
     codebook: Tensor
-    amax: float
-    roundings: Mapping[str, Rounding]
-    default_scale: str
+    default_scale: Literal["pow2", "real"]
+    never_emitted: frozenset[int] = frozenset()
+    decoder: Decoder = TABLE
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
     canonical: Tensor = field(init=False, repr=False)
+    emitted: Tensor = field(init=False, repr=False)
+    amax: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "canonical", canonical_codes(self.codebook))
+        canonical = canonical_codes(self.codebook)
+        legal = torch.isfinite(self.codebook) & (canonical == torch.arange(256))
+        legal[list(self.never_emitted)] = False
+        emitted = legal.nonzero().flatten().to(torch.uint8)
+        roundings = {"nearest": nearest_rounding(self.codebook, emitted), **self.roundings}
+        amax = self.codebook[legal].abs().max().item()
+        for name, value in {"canonical": canonical, "emitted": emitted, "roundings": roundings, "amax": amax}.items():
+            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         # A format is a constant: copies and other processes look it up by name instead of copying 256 values.
-        from ggpass.formats import get_format
-
         return get_format, (self.name,)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Format":
@@ -129,8 +162,40 @@ class Format:
         """codes'[i] = min{d : codebook[d] = codebook[codes[i]]}: what every loader does to codes from outside.
 
         Raises:
-            FormatError: a code that means no number (the NaN codes of e4m3).
+            FormatError: a code that means no number (NaN or infinity).
         """
         if not torch.isfinite(self.decode(codes)).all():
             raise FormatError(f"the codes hold a {self.name} code that means no number; the data is corrupt")
         return self.canonical.to(codes.device)[codes.int()]
+
+
+#: Every format by its name; filled by `register`.
+FORMATS: dict[str, Format] = {}
+
+
+def register(fmt: Format) -> Format:
+    """Add a format to those that targets, files and the command line know, and return it.
+
+    Raises:
+        FormatError: another format of that name, or a name that a target string cannot hold.
+    """
+    if not fmt.name.isalnum() or FORMATS.setdefault(fmt.name, fmt) is not fmt:
+        raise FormatError(f"{fmt.name!r} is taken or not made of letters and digits; give the format another name")
+    return fmt
+
+
+def get_format(name: str) -> Format:
+    """Return the format of that name.
+
+    Raises:
+        FormatError: no such format; the message lists those there are.
+    """
+    if name not in FORMATS:
+        raise FormatError(f"there is no format {name!r}; choose one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def decoder_of(codebook: Tensor) -> Decoder:
+    """Return the decoder of the format with these 256 float32 values, `TABLE` if none has them; waits for a GPU."""
+    bits = codebook.detach().cpu().float().view(torch.int32)
+    return next((f.decoder for f in FORMATS.values() if torch.equal(f.codebook.view(torch.int32), bits)), TABLE)

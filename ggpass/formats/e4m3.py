@@ -2,14 +2,10 @@
 
 import torch
 
-from ggpass.formats.base import Format, nearest_rounding
-
-E4M3_CODEBOOK = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn).float()
+from ggpass.formats.base import Format
 
 E4M3 = Format(
     name="e4m3",
-    codebook=E4M3_CODEBOOK,
-    amax=448.0,
-    roundings={"nearest": nearest_rounding(E4M3_CODEBOOK)},
+    codebook=torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float(),
     default_scale="real",
 )

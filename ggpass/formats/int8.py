@@ -2,14 +2,14 @@
 
 import torch
 
-from ggpass.formats.base import Format, nearest_rounding
+from ggpass.formats.base import Decoder, Format
 
-INT8_CODEBOOK = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.int8).float() / 127
+CODEBOOK = torch.arange(256).to(torch.uint8).view(torch.int8).float() / 127
 
 INT8 = Format(
     name="int8",
-    codebook=INT8_CODEBOOK,
-    amax=1.0,
-    roundings={"nearest": nearest_rounding(INT8_CODEBOOK, never_emitted={0x80})},
+    codebook=CODEBOOK,
     default_scale="real",
+    never_emitted=frozenset({0x80}),
+    decoder=Decoder("linear", unit=CODEBOOK[1].item()),
 )

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import torch
 
-from ggpass.formats.base import Format, Rounding, float32_at_most, nearest_rounding
+from ggpass.formats.base import Decoder, Format, Rounding, float32_at_most
 
-#: r = ±2^(e2 − e1) for e1 − e2 ≤ 4, or 0 where the second power is left out. Ordered, so that codes are monotone.
+#: r = ±2^(e2 − e1) for e1 − e2 ≤ 4, or 0 if the second power is left out. Ordered, so that codes are monotone.
 RESIDUALS = (-1 / 4, -1 / 8, -1 / 16, 0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 BIAS = 15
 MAX_EXPONENT = 15
@@ -29,7 +29,7 @@ def _paper_rounding() -> Rounding:
 
     Rounding in the log domain switches exponents at odd powers of √2, and the residual's at 2^e1 ± 2^(j + 1/2): all
     irrational, so no float32 weight ever lies on one and the sums below in float64 decide every weight exactly.
-    Where the equations need e < 1 the result is 0 (SPEC); beyond the largest code it saturates.
+    If the equations need e < 1 the result is 0 (SPEC); beyond the largest code it saturates.
     """
     bounds: list[float] = []
     codes: list[int] = [0]
@@ -67,7 +67,7 @@ RF8_CODEBOOK = rf8_codebook()
 RF8 = Format(
     name="rf8",
     codebook=RF8_CODEBOOK,
-    amax=1.5,
-    roundings={"nearest": nearest_rounding(RF8_CODEBOOK), "paper": _paper_rounding()},
     default_scale="pow2",
+    decoder=Decoder("rf8"),
+    roundings={"paper": _paper_rounding()},
 )

@@ -200,7 +200,8 @@ class Program:
     def matrix_names(self) -> list[str]:
         """Return all names of the traced model's matrices, and of those that passes have added."""
         known = [name for name, ref in self._named.items() if (tensor := ref()) is not None and tensor.dim() >= 2]
-        added = [str(n.target) for n in self.reads() if n.users and self.weight(str(n.target)).dim() >= 2]
+        read = {str(n.target): self.weight(str(n.target)) for n in self.reads() if n.users}
+        added = [name for name, tensor in read.items() if tensor.dim() >= 2 and isinstance(tensor, nn.Parameter)]
         return list(dict.fromkeys([*known, *added]))
 
     def replace(self, weight: Weight, value: Tensor) -> None:

@@ -171,6 +171,10 @@ class Weight:
             return f"is {dtype_name(tensor)}, not a float weight"
         return "" if tensor.numel() else "is empty"
 
+    def reason_frozen(self) -> str:
+        """Return the reason why no training changes it, or ''."""
+        return "" if self.tensor.requires_grad else "is frozen (requires_grad is False)"
+
     def reason_of_uses(self) -> str:
         """Return the reason why codes cannot stand in for it at all its uses, or ''."""
         for use in self.uses:

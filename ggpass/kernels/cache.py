@@ -1,8 +1,7 @@
 """The disk cache of built kernels: one file for each generator, processor and compiler version.
 
 A file is written under a temporary name and moved into place, its checksum beside it, so that nobody ever loads
-half a library; a lock makes processes that start together build once. `obtain` and `whole` are the way in for every
-kind of built kernel, `fetch` is the CPU's.
+half a library; a lock makes processes that start together build once.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
-from ggpass.kernels.cpu.isa import Isa
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.errors import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
-
-_SOURCES = Path(__file__).parent / "cpu"
 
 
 def default_directory() -> Path:
@@ -47,32 +43,6 @@ def key_of(kind: str, sources: Iterable[Path]) -> str:
     for distribution in ("ggpass", "apache-tvm-ffi"):
         digest.update(f"{distribution}={version_of(distribution)}".encode())
     return digest.hexdigest()[:16]
-
-
-def key(isa: Isa) -> str:
-    """Sixteen hex digits that change whenever the generated code for a CPU could."""
-    return key_of(repr(isa), (*sorted((_SOURCES / "generate").glob("*.py")), _SOURCES / "regimes.py"))
-
-
-def fetch(isa: Isa, build: Callable[[Isa, Path], None], directory: Path | None = None) -> Path:
-    """The checked library for `isa`, built by `build(isa, path)` where there is none yet.
-
-    Where TVM is not installed, a library that any TVM version built from the same generator serves.
-
-    Raises:
-        KernelsUnavailable: there is no library and it cannot be built, or the directory cannot be written.
-    """
-    directory = default_directory() if directory is None else directory
-    stem, tvm = f"{isa.name}-{key(isa)}", version_of("apache-tvm")
-    if tvm is None:
-        found = [path for path in sorted(directory.glob(f"{stem}-tvm*.so")) if whole(path)]
-        if found:
-            return found[-1]
-        raise KernelsUnavailable(
-            f"no built {isa.name} kernels in {directory} and apache-tvm is not installed to build them; "
-            "run `pip install 'ggpass[tvm]'`"
-        )
-    return obtain(directory / f"{stem}-tvm{tvm}.so", lambda path: build(isa, path))
 
 
 def obtain(path: Path, build: Callable[[Path], None]) -> Path:

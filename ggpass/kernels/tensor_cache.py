@@ -1,4 +1,4 @@
-"""Remembered: what was worked out from a tensor, for as long as that tensor lives unchanged."""
+"""TensorCache: values computed from tensors, each kept for as long as its tensor lives unchanged."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
-class Remembered(Generic[Made]):
-    """make(tensor), once for each tensor; none is kept alive, and one changed in place is looked at again."""
+class TensorCache(Generic[Value]):
+    """compute(tensor), once for each tensor; none is kept alive, and one changed in place is computed anew."""
 
-    def __init__(self, make: Callable[[Tensor], Made]) -> None:
+    def __init__(self, compute: Callable[[Tensor], Value]) -> None:
         """Args:
-        make: works it out; its result must not refer to the tensor.
+        compute: the function; its result must not refer to the tensor.
         """
-        self._make = make
-        self._known: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], Made]] = {}
+        self._compute = compute
+        self._entries: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], Value]] = {}
 
-    def find(self, tensor: Tensor) -> Made | None:
-        """What is remembered of this tensor; None where nothing is."""
-        known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == _version(tensor):
-            return known[2]
+    def find(self, tensor: Tensor) -> Value | None:
+        """Return the cached value of this tensor; None if there is none."""
+        entry = self._entries.get(id(tensor))
+        if entry is not None and entry[0]() is tensor and entry[1] == _version(tensor):
+            return entry[2]
         return None
 
-    def of(self, tensor: Tensor) -> Made:
-        """`make(tensor)`, remembered."""
+    def of(self, tensor: Tensor) -> Value:
+        """Return `compute(tensor)`, from the cache if it is there."""
         found = self.find(tensor)
         if found is not None:
             return found
-        made, identity, memory = self._make(tensor), id(tensor), self._known
+        value, identity, entries = self._compute(tensor), id(tensor), self._entries
 
         def forget(_: weakref.ref[Tensor]) -> None:
-            memory.pop(identity, None)
+            entries.pop(identity, None)
 
-        memory[identity] = (weakref.ref(tensor, forget), _version(tensor), made)
-        return made
+        entries[identity] = (weakref.ref(tensor, forget), _version(tensor), value)
+        return value
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:

@@ -7,6 +7,7 @@ An operator carries the codebook, not the format's name: any 256 float32 values 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,9 +152,10 @@ class Operators:
     embedding: Callable[..., Tensor]
     dequantize: Callable[..., Tensor]
 
-    def __reduce__(self) -> tuple[Callable[..., "Operators"], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., "Operators"], tuple[Any, ...]]:
         # torch's operators do not pickle; the two sets below are constants, and are found again by name.
-        return _operators, ("REFERENCE" if self == REFERENCE else "DISPATCHED",)
+        known = next((name for name in ("REFERENCE", "DISPATCHED") if _operators(name) == self), None)
+        return (_operators, (known,)) if known else (Operators, (self.linear, self.embedding, self.dequantize))
 
 
 def _operators(name: str) -> Operators:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ggpass.errors import TargetError, TraceError
 from ggpass.graph.program import Program
 from ggpass.onnx import schema
-from ggpass.onnx.names import DOMAIN, VERSION, operator_name
+from ggpass.onnx.names import DOMAIN, VERSION, operator_name, takes_codebook
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ def _check_dtypes(program: Program) -> None:
 def translations(format_name: str) -> dict[Callable[..., Any], Callable[..., Any]]:
     """ggpass operator → the ONNX node that computes it, for torch.onnx's custom_translation_table."""
     domain = onnxscript.values.Opset(DOMAIN, VERSION)
-    ggpass, rf8 = torch.ops.ggpass, format_name == "rf8"
+    ggpass, whole = torch.ops.ggpass, takes_codebook(format_name)
     matmul, gather, dequantize = (
         getattr(domain, operator_name(format_name, name)) for name in ("MatMul", "Gather", "Dequantize")
     )
 
     def coded(codes: Any, scale: Any, codebook: Any) -> tuple[Any, ...]:
-        return (codes, scale) if rf8 else (codes, scale, codebook)
+        return (codes, scale, codebook) if whole else (codes, scale)
 
     def linear(x: Any, codes: Any, scale: Any, codebook: Any, bias: Any = None) -> Any:
         return matmul(x, *coded(codes, scale, codebook), bias)

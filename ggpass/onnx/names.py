@@ -1,6 +1,11 @@
 """The names in a file: the domain of our operators, which operator a format uses, and new names beside the model's."""
 
-import onnx_ir as ir
+from typing import TYPE_CHECKING
+
+from ggpass.formats.rf8 import RF8
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN = "ai.ggpass"
 
@@ -11,15 +16,20 @@ VERSION = 1
 STANDARD = ("", "ai.onnx")
 
 
+def takes_codebook(format_name: str) -> bool:
+    """Return True if a format's operators take its codebook as an operand; RF8's mean it."""
+    return format_name != RF8.name
+
+
 def operator_name(format_name: str, operation: str) -> str:
-    """`RF8MatMul` for rf8, `CodebookMatMul` for every other format; `operation` is MatMul, Gather, Dequantize, Conv."""
-    return ("RF8" if format_name == "rf8" else "Codebook") + operation
+    """Return `RF8MatMul` for RF8, `CodebookMatMul` for others; `operation` is MatMul, Gather, Dequantize or Conv."""
+    return ("Codebook" if takes_codebook(format_name) else "RF8") + operation
 
 
 class Names:
     """Gives names that no value of a model has, in any of its graphs: one model, one Names."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: "ir.Model") -> None:
         self._taken: set[str | None] = set()
         for graph in model.graphs():
             self._taken.update(value.name for value in (*graph.inputs, *graph.initializers.values()))

@@ -50,7 +50,7 @@ def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list
     """The coded twin of a Conv, with all attributes written out.
 
     Args:
-        coded: codes and scale, and the codebook where the format is not rf8.
+        coded: codes and scale, and the codebook if the operator takes it.
         kernel: the spatial shape of the weight.
     """
     axes, attributes = len(kernel), conv.attributes

@@ -7,7 +7,7 @@ from ggpass.errors import FormatError
 from ggpass.graph.report import Change
 from ggpass.lowering.decide import Lowering
 from ggpass.onnx.lazy_codes import LazyCodes
-from ggpass.onnx.names import DOMAIN, Names, operator_name
+from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
 from ggpass.onnx.nodes import coded_conv, conv_reason, replace
 from ggpass.onnx.tensors import constant
 from ggpass.onnx.weights import Kind, Use, Weight
@@ -31,7 +31,7 @@ class Rewriter:
         operands = codes.values(self.names)
         for value in operands:
             graph.register_initializer(value)
-        if self.lowering.format.name != "rf8":
+        if takes_codebook(self.lowering.format.name):
             operands.append(self._codebook())
         decoded: dict[tuple[bool, ir.DataType], ir.Value] = {}
         for use in weight.uses:

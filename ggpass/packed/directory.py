@@ -37,7 +37,7 @@ def pack(
     Args:
         source: a `.safetensors` file, an index of shards, or a directory that holds either.
         target: the new file, or the new directory; neither may exist.
-        method: `rf8`, `e4m3`, `int8`, `grid[:step]` or `lossless` (see `parse_method`), or a Method.
+        method: the name of a format, `grid[:step]` or `lossless` (see `parse_method`), or a Method.
         loss: grid without a step: the relative squared error that each tensor may have.
         only, skip: patterns on names, as `ggpass.compile` takes them.
         threads: how many; all of the machine's if left out.

@@ -177,7 +177,7 @@ class Lossless:
 
 
 def parse_method(text: str, loss: float | None = None) -> Method:
-    """`rf8`, `e4m3`, `int8`, `lossless`, `grid` (the coarsest within `loss`), `grid:0.01`, `grid:sigma/8`.
+    """Parse a format's name, `lossless`, `grid` (the coarsest within `loss`), `grid:0.01` or `grid:sigma/8`.
 
     Raises:
         FormatError: none of these; the message lists them.

@@ -1,16 +1,21 @@
-"""The targets. A new one is a file here and a line in TARGETS."""
+"""The targets. A new one is a file here and a name in the loop below; elsewhere, a call of `register`."""
 
 from collections.abc import Sequence
 
 from ggpass.errors import FormatError, TargetError
 from ggpass.formats import FORMATS, Format, get_format
-from ggpass.targets.base import Target
-from ggpass.targets.cpu import CPU_TARGET
-from ggpass.targets.cuda import CUDA_TARGET
-from ggpass.targets.onnx import ONNX_TARGET
-from ggpass.targets.reference import REFERENCE_TARGET
+from ggpass.kernels.cpu.memory import aligned_empty
+from ggpass.lowering.operators import REFERENCE
+from ggpass.targets.base import TARGETS, Target, register
+from ggpass.targets.cpu import CpuTarget
+from ggpass.targets.cuda import CudaTarget
+from ggpass.targets.onnx import OnnxTarget
 
-TARGETS: dict[str, Target] = {t.name: t for t in (CPU_TARGET, CUDA_TARGET, REFERENCE_TARGET, ONNX_TARGET)}
+#: Pure torch on any device: it defines what every other target must compute.
+REFERENCE_TARGET = Target("reference", REFERENCE)
+
+for _target in (CpuTarget("cpu", allocate=aligned_empty), CudaTarget("cuda"), REFERENCE_TARGET, OnnxTarget("onnx")):
+    register(_target)
 
 
 def _choices() -> str:
@@ -45,4 +50,4 @@ def resolve(target: str, archs: Sequence[str] = ()) -> tuple[Format, Target]:
     return fmt, found
 
 
-__all__ = ["TARGETS", "Target", "resolve"]
+__all__ = ["TARGETS", "Target", "register", "resolve"]

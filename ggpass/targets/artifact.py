@@ -1,9 +1,10 @@
 """Artifact: what a target builds from a Program; callable, and it knows its report and its sizes."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError
-from ggpass.graph.report import Report
 from ggpass.graph.program import Program
+from ggpass.graph.report import Report
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Artifact:
         program: the lowered Program.
         report: what each pass changed and skipped.
         sizes: bytes of the tensors before and after.
+        writer: writes an artifact to a path; set by `ggpass.api`, since files stand above this room.
     """
+
+    writer: ClassVar[Callable[["Artifact", Path], None] | None] = None
 
     def __init__(self, program: Program, target: str, report: Report, sizes: Sizes) -> None:
         self.program = program
@@ -77,9 +81,9 @@ class Artifact:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As `ggpass.save(self, path)`."""
-        from ggpass.file import save
-
-        save(self, Path(path))
+        if self.writer is None:
+            raise InputError("nothing here writes files; import ggpass, whose rooms above this one do")
+        self.writer(Path(path))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs, spec = self.program.inputs(), self.program.in_spec

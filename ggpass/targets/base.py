@@ -1,92 +1,78 @@
-"""Target: where a lowered model runs, and everything that takes."""
+"""Target: where a lowered model runs. A name and its operators make one; what a device needs beyond that overrides a
+method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
-from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.errors import TargetError
-from ggpass.formats import Format
-from ggpass.lowering.decide import Lowering
-from ggpass.lowering.operators import Operators
-from ggpass.passes import CleanUp, FoldBatchNorm, LowerWeights, MergeLinears
-from ggpass.graph.pipeline import Pass
-from ggpass.graph.report import Report
+from ggpass.formats.base import Format
 from ggpass.graph.program import Program
+from ggpass.graph.report import Report
+from ggpass.lowering.decide import Allocate
+from ggpass.lowering.operators import DISPATCHED, Operators
+from ggpass.targets.artifact import Artifact, Sizes
 
 
-class Target(Protocol):
-    """A device or runtime. A new one is a file in `targets/` with such a value, and a line in TARGETS."""
+@dataclass(frozen=True)
+class Target:
+    """A device or runtime; as it stands, one that runs a lowered model with torch.
 
-    @property
-    def name(self) -> str:
-        """The second half of a target string."""
-        ...
+    Attributes:
+        name: the second half of a target string, as `cpu` in `rf8-cpu`.
+        operators: what lowered layers call.
+        allocate: makes the memory of codes; torch's own if None.
+    """
+
+    name: str
+    operators: Operators = DISPATCHED
+    allocate: Allocate | None = None
 
     def unavailable(self) -> str | None:
-        """Why it cannot be used here and what to do about it; None where it can."""
-        ...
+        """Return why it cannot be used here and what to do about it; None if it can."""
+        return None
 
     def for_archs(self, archs: Sequence[str]) -> "Target":
-        """The same target, building ahead of time for processors that are elsewhere.
+        """Return the same target, building ahead of time for processors that are elsewhere.
 
         Raises:
             TargetError: it does not do that, or knows no such architecture.
         """
-        ...
-
-    def prepare(self, fmt: Format) -> tuple[str, ...]:
-        """Load or build what it needs, once; notes for the report, a fallback taken for instance."""
-        ...
-
-    def check_tensor(self, name: str, tensor: Tensor) -> None:
-        """Raise TargetError where a weight lies where it cannot be lowered; before anything is converted."""
-        ...
-
-    def lowering(self) -> Lowering:
-        """Its operators and its memory; format, scheme and patterns are filled in by the caller."""
-        ...
-
-    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
-        """The finished Artifact."""
-        ...
-
-    def finish(self, model: nn.Module, report: Report, target: str) -> None:
-        """What a module needs that was lowered without a graph, attached to it."""
-        ...
-
-
-@dataclass(frozen=True)
-class TorchTarget:
-    """The base of targets that run the graph with torch and differ in their operators.
-
-    Attributes:
-        name: the second half of a target string.
-        operators: what the lowered nodes call.
-    """
-
-    name: str
-    operators: Operators
-
-    def unavailable(self) -> str | None:
-        return None
-
-    def for_archs(self, archs: Sequence[str]) -> Target:
         raise TargetError(f"target {self.name} builds for this machine; leave out arch={tuple(archs)}")
 
-    def check_tensor(self, name: str, tensor: Tensor) -> None:
-        """Any place will do."""
-
     def prepare(self, fmt: Format) -> tuple[str, ...]:
+        """Load or build what it needs, once; return notes for the report, as on a fallback that is taken."""
         return ()
 
-    def lowering(self) -> Lowering:
-        return Lowering(operators=self.operators)
+    def check_tensor(self, name: str, tensor: Tensor) -> None:
+        """Raise TargetError if a weight lies where it cannot be lowered; before anything is converted."""
 
-    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
-        return Artifact(program, target, report, sizes)
+    def build(self, lowered: Program | nn.Module, report: Report, sizes: Sizes, target: str) -> Artifact | nn.Module:
+        """Return the Artifact of a Program, or a module itself, which holds its report and sizes from then on.
 
-    def finish(self, model: nn.Module, report: Report, target: str) -> None:
-        """Nothing."""
+        Args:
+            lowered: computes with codes.
+            report: what happened to each weight; the target may add notes.
+            sizes: bytes before and after.
+            target: the target string.
+        """
+        if isinstance(lowered, Program):
+            return Artifact(lowered, target, report, sizes)
+        lowered.__dict__.update(ggpass_report=report, ggpass_sizes=sizes)
+        return lowered
+
+
+#: Every target by its name; filled by `register`.
+TARGETS: dict[str, Target] = {}
+
+
+def register(target: Target) -> Target:
+    """Add a target to those that `compile`, `load` and the command line know, and return it.
+
+    Raises:
+        TargetError: another target has that name.
+    """
+    if TARGETS.setdefault(target.name, target) is not target:
+        raise TargetError(f"there is a target {target.name!r} already; give this one another name")
+    return target

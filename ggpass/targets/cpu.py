@@ -2,16 +2,16 @@
 
 import functools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ggpass.errors import KernelsUnavailable
+from ggpass.formats.base import Format
 from ggpass.lowering import operators as ops
-from ggpass.formats import Format
-from ggpass.lowering.decide import Lowering
-from ggpass.targets.base import TorchTarget
+from ggpass.targets.base import Target
 
 if TYPE_CHECKING:
     from ggpass.kernels.cpu.library import CpuKernels
@@ -22,7 +22,7 @@ logger = logging.getLogger("ggpass")
 @functools.cache
 def _load() -> "CpuKernels | str":
     # Imported at the first use: loading the kernels' runtime is no part of `import ggpass`.
-    from ggpass.kernels.cpu.library import KernelsUnavailable, load
+    from ggpass.kernels.cpu.library import load
 
     try:
         return load()
@@ -79,8 +79,8 @@ for _name, _kernel in (("linear", _linear), ("embedding", _embedding), ("dequant
 
 
 @dataclass(frozen=True)
-class CpuTarget(TorchTarget):
-    """TVM kernels; the torch reference where they cannot be had, said once."""
+class CpuTarget(Target):
+    """TVM kernels; the torch reference if they cannot be had, which is logged once."""
 
     def prepare(self, fmt: Format) -> tuple[str, ...]:
         """Load the kernels, building them at the first use on a machine (some seconds)."""
@@ -88,11 +88,3 @@ class CpuTarget(TorchTarget):
         if isinstance(loaded, str):
             return (f"computes with the torch reference, several times slower: {loaded}",)
         return (f"kernels for {loaded.isa.name}",)
-
-    def lowering(self) -> Lowering:
-        from ggpass.kernels.cpu.memory import aligned_empty
-
-        return replace(super().lowering(), allocate=aligned_empty)
-
-
-CPU_TARGET = CpuTarget("cpu", ops.DISPATCHED)

@@ -12,27 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ggpass.lowering import operators as ops
-from ggpass.targets.artifact import Artifact, Sizes
-from ggpass.errors import InputError, TargetError
-from ggpass.formats import Format
-from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
-from ggpass.graph.report import Report
+from ggpass.errors import InputError, KernelsUnavailable, TargetError
+from ggpass.formats.base import Format
 from ggpass.graph.program import Program
-from ggpass.targets.base import TorchTarget
-from ggpass.targets.cuda_operators import KERNEL_DTYPES, float_note, kernels_on
+from ggpass.graph.report import Report
+from ggpass.kernels.cuda import compiler
+from ggpass.kernels.cuda.archs import parse
+from ggpass.kernels.cuda.driver import reason_against
+from ggpass.kernels.cuda.tables import inexact, table_of
+from ggpass.kernels.cuda.uses import DTYPES, Use, variants_for
+from ggpass.lowering import operators as ops
+from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
+from ggpass.targets.artifact import Artifact, Sizes
+from ggpass.targets.base import Target
+from ggpass.targets.cuda_operators import float_note, generate, kernels_on
 
 if TYPE_CHECKING:
-    from ggpass.kernels.cuda.cubins import Cubin
-    from ggpass.kernels.cuda.requests import Need
+    from ggpass.kernels.cuda.cubin import Cubin
 
 logger = logging.getLogger("ggpass")
 
 
 def _reason_here() -> str:
-    """Why no kernel can run on this machine; empty where one can."""
-    from ggpass.kernels.cuda.driver import reason_against
-
+    """Why no kernel can run on this machine; empty if one can."""
     reason = reason_against()
     if not reason and torch.version.cuda is None:
         reason = f"torch {torch.__version__} is built without CUDA; install a CUDA build of the same version"
@@ -76,7 +78,7 @@ class CudaArtifact(Artifact):
 
 
 @dataclass(frozen=True)
-class CudaTarget(TorchTarget):
+class CudaTarget(Target):
     """Kernels for this machine's GPU, or ahead of time for others.
 
     Attributes:
@@ -91,9 +93,6 @@ class CudaTarget(TorchTarget):
         Raises:
             TargetError: no architecture of that name.
         """
-        from ggpass.kernels.cuda.archs import parse
-        from ggpass.kernels.unavailable import KernelsUnavailable
-
         try:
             for arch in archs:
                 parse(arch)
@@ -128,51 +127,40 @@ class CudaTarget(TorchTarget):
 
     def prepare(self, fmt: Format) -> tuple[str, ...]:
         """Nothing is built before it is known what for; notes on what is rounded."""
-        from ggpass.kernels.cuda.tables import inexact
-
-        counts = {dtype: inexact(fmt.codebook, dtype) for dtype in KERNEL_DTYPES}
+        counts = {dtype: inexact(fmt.codebook, dtype) for dtype in DTYPES}
         return tuple(
             f"{count} of {fmt.name}'s 256 values are rounded in {str(dtype).removeprefix('torch.')} models"
             for dtype, count in counts.items()
             if count
         )
 
-    def build(self, program: Program, report: Report, sizes: Sizes, target: str) -> Artifact:
-        """The Artifact, every kernel that it can call built and, on this machine's GPUs, loaded.
+    def build(self, lowered: Program | nn.Module, report: Report, sizes: Sizes, target: str) -> Artifact | nn.Module:
+        """As `Target.build`, every kernel that it can call built and, on this machine's GPUs, loaded.
 
         Raises:
             TargetError: ahead of time, a kernel cannot be built.
         """
-        uses = list(_uses_of_program(program))
-        return CudaArtifact(program, target, report, sizes, self._kernels(uses, report, target))
+        kernels = self._kernels(list(_uses(lowered)), report, target)
+        if isinstance(lowered, Program):
+            return CudaArtifact(lowered, target, report, sizes, kernels)
+        lowered.__dict__["ggpass_kernels"] = kernels
+        return super().build(lowered, report, sizes, target)
 
-    def finish(self, model: nn.Module, report: Report, target: str) -> None:
-        """The same for a lowered module, which carries its kernels as `ggpass_kernels`."""
-        uses = list(_uses_of_module(model))
-        model.__dict__["ggpass_kernels"] = self._kernels(uses, report, target)
-
-    def _kernels(
-        self, uses: "Sequence[tuple[Need, Tensor, Tensor]]", report: Report, target: str
-    ) -> "tuple[Cubin, ...]":
-        """Build what `uses` call: each a need, its codes and its codebook."""
-        from ggpass.kernels.cuda.requests import variants_for
-        from ggpass.kernels.cuda.tables import decoder_of
-        from ggpass.kernels.unavailable import KernelsUnavailable
-
+    def _kernels(self, uses: Sequence[tuple[Use, Tensor, Tensor]], report: Report, target: str) -> "tuple[Cubin, ...]":
+        """Build what `uses` call: each a use, its codes and its codebook."""
         if not uses:
             return ()
-        for dtype in dict.fromkeys(need.dtype for need, _, _ in uses if need.family == "linear"):
-            if dtype not in KERNEL_DTYPES:
+        for dtype in dict.fromkeys(use.dtype for use, _, _ in uses if use.family == "linear"):
+            if dtype not in DTYPES:
                 report.notes.append(float_note(dtype))
-        decoder = decoder_of(uses[0][2])
-        wanted = variants_for((need for need, _, _ in uses), decoder)
+        wanted = variants_for((use for use, _, _ in uses), table_of(uses[0][2]).decoder)
         made: dict[tuple[str, str], Cubin] = {}
         try:
             if self.archs:
-                from ggpass.kernels.cuda.cubins import obtain_all
+                from ggpass.kernels.cuda.build import obtain_all
 
                 for arch in self.archs:
-                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch)}
+                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch, generate=generate)}
             else:
                 for index in sorted({codes.device.index or 0 for _, codes, _ in uses}):
                     kernels = kernels_on(index)
@@ -181,10 +169,9 @@ class CudaTarget(TorchTarget):
         except KernelsUnavailable as error:
             if self.archs:
                 raise TargetError(f"target {target!r} with arch={self.archs}: {error}") from error
-            logger.warning("target cuda computes with the torch reference, several times slower: %s", error)
-            report.notes.append(
-                f"computes with the torch reference, several times slower, until it has kernels: {error}"
-            )
+            note = f"computes with the torch reference, several times slower, until it has kernels: {error}"
+            logger.warning("target cuda %s", note)
+            report.notes.append(note)
         if made:
             report.notes.append(describe(made.values()))
         return tuple(made.values())
@@ -208,25 +195,22 @@ def tune(
     Raises:
         InputError: it is not on a GPU that the kernels run on.
     """
-    uses = _uses_of_program(compiled.program) if isinstance(compiled, Artifact) else _uses_of_module(compiled)
     found: dict[str, dict[str, float]] = {}
-    for need, codes, codebook in uses:
+    for use, codes, codebook in _uses(compiled.program if isinstance(compiled, Artifact) else compiled):
         kernels = kernels_on(codes.device.index or 0) if codes.device.type == "cuda" else f"it is on {codes.device}"
         if isinstance(kernels, str):
             raise InputError(f"there is nothing to tune: {kernels}; compile the model on a GPU that the kernels run on")
-        for m in rows if need.family == "linear" and need.dtype in KERNEL_DTYPES else ():
+        for m in rows if use.family == "linear" and use.dtype in DTYPES else ():
             shape = f"{m} × {codes.shape[0]} × {codes.shape[1]}"
             if shape not in found:
                 scale = torch.ones(codes.shape[0], device=codes.device)
-                found[shape] = kernels.tune(m, codes, scale, codebook, need.dtype)
+                found[shape] = kernels.tune(m, codes, scale, codebook, use.dtype)
     return found
 
 
 def _reason_not_to_build() -> str:
-    """Why no kernel can be built here; empty where one can."""
+    """Why no kernel can be built here; empty if one can."""
     from ggpass.kernels import cache
-    from ggpass.kernels.cuda import compiler
-    from ggpass.kernels.unavailable import KernelsUnavailable
 
     try:
         compiler.find()
@@ -250,27 +234,20 @@ def describe(kernels: "Iterable[Cubin]") -> str:
     )
 
 
-def _uses_of_program(program: Program) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.requests import Need
-
-    operators = ops.DISPATCHED
-    places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}
-    for node in program.calls(*places, operators.dequantize):
-        family, at = places.get(node.target, ("dequantize", 0))  # type: ignore[arg-type]
-        codes, _, codebook = (program.weight(str(a.target)) for a in node.args[at : at + 3])  # type: ignore[union-attr]
-        dtype = node.args[0].meta["val"].dtype if family == "linear" else node.args[at + 3]  # type: ignore[union-attr]
-        yield Need(family, dtype, codes.shape[1]), codes, codebook  # type: ignore[arg-type]
-
-
-def _uses_of_module(model: nn.Module) -> "Iterator[tuple[Need, Tensor, Tensor]]":
-    from ggpass.kernels.cuda.requests import Need
-
-    for module in model.modules():
+def _uses(lowered: Program | nn.Module) -> Iterator[tuple[Use, Tensor, Tensor]]:
+    """How a Program or a module computes with each of its quantized weights: the use, the codes, the codebook."""
+    if isinstance(lowered, Program):
+        operators = ops.DISPATCHED
+        places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}
+        for node in lowered.calls(*places, operators.dequantize):
+            family, at = places.get(node.target, ("dequantize", 0))  # type: ignore[arg-type]
+            codes, _, codebook = (lowered.weight(str(a.target)) for a in node.args[at : at + 3])  # type: ignore[union-attr]
+            dtype = node.args[0].meta["val"].dtype if family == "linear" else node.args[at + 3]  # type: ignore[union-attr]
+            yield Use(family, dtype, codes.shape[1]), codes, codebook  # type: ignore[arg-type]
+        return
+    for module in lowered.modules():
         if isinstance(module, Lowered):
             families = {LoweredEmbedding: "embedding", LoweredConv: "dequantize"}
             family = next((name for kind, name in families.items() if isinstance(module, kind)), "linear")
             held = module.lowered
-            yield Need(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
-
-
-CUDA_TARGET = CudaTarget("cuda", ops.DISPATCHED)
+            yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ggpass.errors import InputError, KernelsUnavailable
+from ggpass.kernels.cuda.compiler import Source
+from ggpass.kernels.cuda.uses import DTYPES, ROW_DTYPES
+from ggpass.kernels.cuda.variants import Variant
 from ggpass.lowering import operators as ops
-from ggpass.errors import InputError
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 if TYPE_CHECKING:
     from ggpass.kernels.cuda.kernels import CudaKernels
 
 logger = logging.getLogger("ggpass")
-
-#: Of activations that there are kernels for, and of what embedding and dequantize write.
-KERNEL_DTYPES = (torch.bfloat16, torch.float16)
-ROW_DTYPES = (*KERNEL_DTYPES, torch.float32)
 
 _said: set[str] = set()
 
@@ -31,6 +29,21 @@ def _say_once(what: str) -> None:
 
 def _raw_stream(index: int) -> int:
     return torch.cuda.current_stream(index).cuda_stream
+
+
+def generate(variant: Variant) -> Source:
+    """Return the CUDA C that TVM generates for a variant.
+
+    Raises:
+        KernelsUnavailable: TVM is not installed, or cannot be imported.
+    """
+    try:
+        from ggpass.kernels.cuda.generate.source import source
+    except ImportError as error:
+        raise KernelsUnavailable(
+            f"apache-tvm cannot be imported to build {variant.name} ({error}); run `pip install 'ggpass[tvm]'`"
+        ) from error
+    return source(variant)
 
 
 @functools.cache
@@ -48,7 +61,7 @@ def kernels_on(index: int) -> "CudaKernels | str":
     reason = device.reason_against()
     # The same without torch's checks and its stream object, where torch has it.
     raw = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
-    return reason or CudaKernels(driver, device, functools.partial(raw, index))
+    return reason or CudaKernels(driver, device, functools.partial(raw, index), generate)
 
 
 def _kernels(codes: Tensor, **others: Tensor | None) -> "CudaKernels | None":
@@ -87,7 +100,7 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Ten
     kernels = _kernels(codes, input=x, scale=scale, codebook=codebook, bias=bias)
     if not _fit(x, codes, scale, codebook):
         ops.check_linear(x, codes, scale, codebook)
-    if kernels is not None and x.dtype in KERNEL_DTYPES:
+    if kernels is not None and x.dtype in DTYPES:
         try:
             return kernels.linear(x, codes, scale, bias, codebook)
         except KernelsUnavailable as error:

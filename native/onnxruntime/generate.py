@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve()
 PACKAGE = HERE.parents[2] / "ggpass"
 KERNELS = PACKAGE / "kernels" / "cpu"
-DECODERS = ("rf8", "linear", "table")  # in the order of Kind in kernels.h
 
 
 def make_package_light() -> None:
@@ -63,16 +62,16 @@ def identifier(one: Isa) -> str:
 
 def table(one: Isa) -> str:
     """The C++ source that says which kernel of the object does what."""
-    from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS
+    from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS  # BY_KIND is in the order of Kind in kernels.h
 
     def symbol(name: str) -> str:
         return f"__tvm_ffi_{identifier(one)}_{name}"
 
     names: list[str] = []
     decoders = []
-    for kind in DECODERS:
+    for kind, regimes in BY_KIND.items():
         # What BY_KIND leaves to torch's BLAS is left to the tile kernel here.
-        ranges = [*((str(last), kernel) for last, kernel in BY_KIND[kind].ranges), ("INT64_MAX", "tile")]
+        ranges = [*((str(last), kernel) for last, kernel in regimes.ranges), ("INT64_MAX", "tile")]
         listed = []
         for last, kernel in ranges:
             width = PANEL_VECTORS * one.lanes if kernel == "tile" else int(kernel.removeprefix("rows"))
@@ -104,9 +103,8 @@ def generate_one(one: Isa, folder: Path) -> None:
     """Write the object and its table."""
     import tvm
 
-    from ggpass.kernels.cpu.generate.blocking import TILE
     from ggpass.kernels.cpu.generate.decoders import decoders
-    from ggpass.kernels.cpu.generate.module import compile_module, module
+    from ggpass.kernels.cpu.generate.module import TILE, compile_module, module
     from ggpass.kernels.cpu.generate.tile import tile_kernel
 
     functions = {name.name_hint: function for name, function in module(one).functions.items()}

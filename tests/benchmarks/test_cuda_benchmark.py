@@ -12,8 +12,8 @@ from support import cuda_device
 from support.cuda_device import Gpu, make_gpu
 from support.cuda_stub import Stub, stub  # noqa: F401
 
-from ggpass.kernels.cuda import embedded
-from ggpass.kernels.cuda.embedded import Embedded
+from ggpass.kernels.cuda import cubin
+from ggpass.kernels.cuda.cubin import FileKernels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -34,7 +34,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 @pytest.fixture
 def gpu(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:  # noqa: F811
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
     return make_gpu(stub, tmp_path / "kernels", monkeypatch)

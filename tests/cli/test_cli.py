@@ -17,6 +17,7 @@ from ggpass import targets
 from ggpass.cli import bench, console, main, models
 from ggpass.cli.inspect import count, size
 from ggpass.errors import GgpassError
+from ggpass.formats import FORMATS
 from ggpass.graph.report import wrap_name
 
 
@@ -196,7 +197,11 @@ def test_counts_and_sizes_for_people() -> None:
 # inspect
 
 
-@pytest.mark.parametrize("columns", [80, 120, None])
+#: Columns that hold the table of the formats there are: 80 for three.
+NARROW = 47 + 11 * len(FORMATS)
+
+
+@pytest.mark.parametrize("columns", [NARROW, 120, None])
 def test_inspect_prints_every_weight_within_the_terminal(run: Run, checkpoint: Path, columns: int | None) -> None:
     ran = run("inspect", checkpoint, columns=columns)
     assert ran.code == 0

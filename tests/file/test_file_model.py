@@ -11,6 +11,7 @@ from torch import nn
 import ggpass
 from ggpass import FormatError
 from ggpass.file import PackedFile, load, pack, save
+from ggpass.formats import FORMATS
 from ggpass.lowering.modules import Lowered
 
 
@@ -41,6 +42,20 @@ class Net(nn.Module):
 
 
 IDS = torch.arange(40).view(2, 20)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_every_format_comes_back(name: str, granularity: str, tmp_path: Path) -> None:
+    target, path, scheme = f"{name}-reference", tmp_path / "m.safetensors", ggpass.Scheme(granularity)
+    for args in ((), ((IDS,),)):
+        first, other = (ggpass.compile(Net().eval(), *args, target=target, scheme=scheme) for _ in range(2))
+        save(first, path)
+        assert not torch.equal(other(IDS), first(IDS))
+        assert torch.equal(load(path, into=other)(IDS), first(IDS))
+    module = ggpass.compile(Net().eval(), target=target, scheme=scheme)
+    save(module, path)
+    assert torch.equal(load(path, into=Net().eval(), device="reference")(IDS), module(IDS))
 
 
 @pytest.fixture

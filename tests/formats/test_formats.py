@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import subprocess
+import sys
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
@@ -18,7 +20,8 @@ from scipy.stats import gennorm
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.formats import E4M3, FORMATS, INT8, RF8, Format, Scheme, get_format, quantize, scheme
+from ggpass.formats import E4M3, FORMATS, INT8, RF8, Format, Scheme, get_format, quantize, register, scheme
+from ggpass.formats.base import TABLE, decoder_of
 
 ALL = list(FORMATS.values())
 EVERY_CODE = torch.arange(256, dtype=torch.int32).to(torch.uint8)
@@ -34,9 +37,9 @@ every_format = pytest.mark.parametrize("fmt", ALL, ids=by_name)
 
 def magnitudes_of(fmt: Format) -> list[float]:
     """The distinct magnitudes that an encoder may emit, ascending."""
-    never = {0x80} if fmt is INT8 else set()
-    values = fmt.codebook.tolist()
-    return sorted({abs(v) for code, v in enumerate(values) if code not in never and v == v})
+    return sorted(
+        {abs(v) for c, v in enumerate(fmt.codebook.tolist()) if math.isfinite(v) and c not in fmt.never_emitted}
+    )
 
 
 def next_float(x: np.ndarray | np.floating | float, towards: float) -> np.ndarray:
@@ -178,15 +181,42 @@ def test_a_loader_refuses_codes_that_mean_no_number(nan_code: int) -> None:
 
 
 @every_format
+def test_what_a_format_says_of_its_codes_is_so(fmt: Format) -> None:
+    values = fmt.codebook.tolist()
+    lowest = {v: c for c, v in reversed(list(enumerate(values)))}
+    assert fmt.emitted.tolist() == [
+        c for c, v in enumerate(values) if math.isfinite(v) and lowest[v] == c and c not in fmt.never_emitted
+    ]
+    assert fmt.amax == max(magnitudes_of(fmt))
+    emitted = set(fmt.decode(fmt.emitted).tolist())
+    assert emitted == {-value for value in emitted}
+
+
+def test_never_emitted_are_those_of_each_specification() -> None:
+    missing = {fmt.name: set(range(256)) - set(fmt.emitted.tolist()) for fmt in ALL}
+    assert missing["int8"] == {0x80}
+    assert missing["e4m3"] == {0x7F, 0x80, 0xFF}  # −0 is the alias of 0
+    assert missing["e5m2"] == {0x80, *range(0x7C, 0x80), *range(0xFC, 0x100)}
+    assert len(missing["rf8"]) == 15 + 28
+
+
+@every_format
+def test_kernels_may_assume_what_the_decoder_says(fmt: Format) -> None:
+    assert decoder_of(fmt.codebook.clone()) == fmt.decoder
+    assert decoder_of(fmt.codebook + 1) == TABLE
+    if fmt.decoder.kind == "rf8":
+        assert fmt.decoder.unit == 1
+        patterns = torch.tensor([decode_rf8_bits(c) for c in range(256)], dtype=torch.int32).to(torch.int16)
+        assert torch.equal(fmt.codebook, patterns.view(torch.bfloat16).float())
+    if fmt.decoder.kind == "linear":
+        exact = EVERY_CODE.view(torch.int8).double() * fmt.decoder.unit
+        assert ((fmt.codebook - exact).abs() <= exact.abs() * 2.0**-23).all()
+
+
+@every_format
 def test_encoders_return_their_own_values_unchanged(fmt: Format) -> None:
-    emitted = [c for c in fmt.canonical.unique().tolist() if math.isfinite(fmt.codebook[c])]
-    if fmt is INT8:
-        emitted.remove(0x80)
-    if fmt is E4M3:
-        assert 0x80 not in emitted  # −0 is the alias of 0
-    codes = torch.tensor(emitted, dtype=torch.uint8)
     for rounding in fmt.roundings:
-        assert torch.equal(fmt.encode(fmt.decode(codes), rounding), codes)
+        assert torch.equal(fmt.encode(fmt.decode(fmt.emitted), rounding), fmt.emitted)
 
 
 @every_format
@@ -198,7 +228,7 @@ def test_only_canonical_legal_codes_are_emitted(fmt: Format, values: list[float]
         codes = fmt.encode(x, rounding)
         assert torch.equal(fmt.canonicalize(codes), codes)
         assert fmt.decode(codes).abs().max() <= fmt.amax
-        assert not (fmt is INT8 and bool((codes == 0x80).any()))
+        assert torch.isin(codes, fmt.emitted).all()
         assert torch.equal(fmt.encode(-x, rounding), fmt.encode((-x).clone(), rounding))
         assert torch.equal(fmt.decode(fmt.encode(-x, rounding)), -fmt.decode(codes))  # −0 == 0
 
@@ -409,7 +439,7 @@ def amax_edges(fmt: Format) -> list[float]:
     """amax · 2^k and its float32 neighbours, over the whole range of exponents that have a scale."""
     edges = []
     for k in (*range(-149, -120), -60, -3, -1, 0, 1, 5, 60, *range(110, 119)):
-        edge = np.float32(math.ldexp(fmt.amax, k))
+        edge = np.float32(min(math.ldexp(fmt.amax, k), 3e38))
         if edge > 0:
             edges += [float(edge), float(next_float(edge, 0)), float(next_float(edge, np.inf))]
     return [e for e in edges if 0 < e < 3e38]
@@ -585,7 +615,7 @@ def test_what_is_no_floating_matrix_is_refused(weight: Tensor, named: str) -> No
 
 
 def test_unknown_names_are_answered_with_the_list() -> None:
-    with pytest.raises(FormatError, match=r"no format 'rf9'; choose one of rf8, e4m3, int8"):
+    with pytest.raises(FormatError, match=r"no format 'rf9'; choose one of rf8, e4m3, int8, e5m2"):
         get_format("rf9")
     with pytest.raises(FormatError, match=r"int8 has no rounding 'paper'; choose one of nearest"):
         INT8.encode(torch.zeros(1), "paper")
@@ -602,3 +632,19 @@ def test_a_format_is_one_constant_everywhere(fmt: Format) -> None:
     assert get_format(fmt.name) is fmt
     assert copy.deepcopy(fmt) is fmt
     assert pickle.loads(pickle.dumps(fmt)) is fmt
+
+
+def test_a_name_is_registered_once_and_fits_a_target_string() -> None:
+    twin = Format("rf8", RF8.codebook, "pow2")
+    with pytest.raises(FormatError, match=r"'rf8' is taken or not made of letters and digits; give"):
+        register(twin)
+    with pytest.raises(FormatError, match=r"'r-8' is taken or not made"):
+        register(Format("r-8", RF8.codebook, "pow2"))
+    assert register(RF8) is FORMATS["rf8"] is RF8
+    assert "r-8" not in FORMATS
+
+
+def test_the_toy_format_is_known_to_the_tests_alone() -> None:
+    code = "import ggpass.formats; print(*ggpass.formats.FORMATS)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["rf8", "e4m3", "int8"]

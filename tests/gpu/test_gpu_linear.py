@@ -9,9 +9,7 @@ from support import cuda_emulator
 from support.cuda_cases import DTYPES, Linear, random_codes, random_linear
 
 import ggpass.lowering.operators  # noqa: F401
-from ggpass.formats.e4m3 import E4M3
-from ggpass.formats.int8 import INT8
-from ggpass.formats.rf8 import RF8
+from ggpass.formats import E4M3, FORMATS, RF8
 from ggpass.kernels.cuda.variants import linear_variants
 from ggpass.targets import cuda  # noqa: F401  (registers the operators)
 
@@ -30,13 +28,13 @@ SHAPES = (
 )
 
 
-@pytest.mark.parametrize("format", [RF8, E4M3, INT8], ids=lambda format: format.name)
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_each_shape_is_within_the_bound(multiply, shape: tuple[int, int, int], dtype: str, format) -> None:
     options = {"one_scale": shape[0] % 2 == 0, "bias": shape[1] % 2 == 0, "canonical": True}
     case = random_linear(format, DTYPES[dtype], *shape, **options)
-    check(multiply, dataclasses.replace(case, by_unit=format is INT8))
+    check(multiply, dataclasses.replace(case, by_unit=format.decoder.unit != 1))
 
 
 @pytest.mark.parametrize("shape", [(3, 33, 100), (16, 100, 272), (65, 7, 15)], ids=lambda s: "x".join(map(str, s)))

@@ -15,7 +15,7 @@ from support.real_models import minilm_folder
 from torch import Tensor
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.formats import FORMATS, RF8, Scheme, scheme
+from ggpass.formats import FORMATS, Scheme, scheme
 from ggpass.ggd import GGD, fit_moments
 from ggpass.inspection import plot
 from ggpass.inspection.inspect import Inspection, fit_format, inspect_checkpoint, sqnr_db
@@ -200,7 +200,7 @@ def test_fit_format_equals_a_direct_computation(monkeypatch: pytest.MonkeyPatch)
                 weight.abs().amax(1, keepdim=True) if how.granularity == "channel" else weight.abs().max()[None, None]
             )
             scale = amax / fmt.amax
-            if fmt is RF8:
+            if fmt.default_scale == "pow2":
                 scale = scale.log2().ceil().exp2()
             codes = fmt.encode(weight / scale)
             noise = (weight.double() - fmt.decode(codes).double() * scale.double()).square().sum().item()

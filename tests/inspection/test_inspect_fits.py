@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ggpass.cli.inspect import inspection_table
+from ggpass.formats import FORMATS
 from ggpass.ggd import GGD, best_by_aic, fit_moments, fit_rivals
 from ggpass.inspection import plot
 from ggpass.inspection.inspect import inspect_checkpoint
@@ -48,7 +49,11 @@ def test_the_best_density_of_each_weight_is_counted(tmp_path: Path) -> None:
     assert (data["weights"][2]["best_fit"], data["weights"][2]["rivals"], zeros.rivals) == (None, {}, ())
 
 
-@pytest.mark.parametrize("columns", [80, 100, 140])
+#: Columns of a terminal that hold the names of a transformer in one line.
+WIDE = 67 + 11 * len(FORMATS)
+
+
+@pytest.mark.parametrize("columns", [80, WIDE, 140])
 def test_the_table_names_the_best_density_and_its_lead(tmp_path: Path, columns: int) -> None:
     names = [f"encoder.layer.{i}.attention.output.dense.weight" for i in range(2)]
     tensors = {names[0]: gg_sample(), names[1]: heavy_sample(), "zeros": torch.zeros(4, 4)}
@@ -63,7 +68,7 @@ def test_the_table_names_the_best_density_and_its_lead(tmp_path: Path, columns: 
         assert fit.verdict is not None
         lead = 1000 * fit.verdict.margin
         assert f" {letter} {lead:.1f} " in row or f" {letter} {lead:.0f} " in row
-    if columns >= 100:  # the names of a transformer fit into one line
+    if columns >= WIDE:
         assert all(row.startswith("encoder.layer.") and "output.dense" in row for row in rows)
     words = " ".join(text.split())
     assert "GG fits best in 1 of 2 matrices (50.0% of the weights), Student-t in 1 (50.0%)" in words

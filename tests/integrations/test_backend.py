@@ -10,6 +10,7 @@ from torch import nn
 
 import ggpass
 from ggpass import InputError, Report
+from ggpass.formats import FORMATS
 from ggpass.integrations.dynamo.arguments import parameter_name
 from ggpass.integrations.dynamo.backend import ggpass_backend
 from ggpass.integrations.dynamo.code_cache import CACHE
@@ -43,14 +44,16 @@ def test_the_backend_is_found_by_name() -> None:
     assert "ggpass" in torch._dynamo.list_backends(exclude_tags=())
 
 
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize(
+    ("inner", "target"), [("inductor", "rf8-cpu"), *(("eager", f"{name}-cpu") for name in FORMATS)]
+)
 @torch.no_grad()
-def test_same_as_the_lowered_module(inner: str) -> None:
+def test_same_as_the_lowered_module(inner: str, target: str) -> None:
     model, ids = Net().eval(), torch.randint(0, 50, (2, 7))
     reports: list[Report] = []
-    got = compiled(model, inner=inner, report=reports.append)(ids)
+    got = compiled(model, target=target, inner=inner, report=reports.append)(ids)
     # Merged and apart, the float32 sums of 16 products may differ in order.
-    torch.testing.assert_close(got, ggpass.compile(model, target="rf8-cpu")(ids), rtol=0, atol=1e-4)
+    torch.testing.assert_close(got, ggpass.compile(model, target=target)(ids), rtol=0, atol=1e-4)
     assert reports[0].lowered_share == 1.0
     assert {c.name for c in reports[0].changes} == {
         "embed.weight = head.weight",

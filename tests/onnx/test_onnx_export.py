@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import ggpass
 from ggpass import Artifact, InputError, TargetError
+from ggpass.formats import FORMATS
+from ggpass.onnx.names import operator_name
 from ggpass.onnx.rounding import expected_and_bounds
 
 ir = pytest.importorskip("onnx_ir", reason="needs onnx-ir; pip install 'ggpass[onnx]'")
@@ -158,18 +160,17 @@ def test_outputs_have_the_names_of_their_keys(exported: Exported) -> None:
     assert names == known.get(kind, known["bert"] if kind == "minilm" else ["output"])
 
 
-@pytest.mark.parametrize("target", ["rf8-onnx", "e4m3-onnx", "int8-onnx"])
+@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_every_format_is_checked_on_export(target: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_format_is_checked_on_export(format_name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     artifact = ggpass.export_onnx(
-        mlp().eval().to(dtype), torch.randn(5, 24, dtype=dtype), path, target=target, fallback="lowmem"
+        mlp().eval().to(dtype), torch.randn(5, 24, dtype=dtype), path, target=f"{format_name}-onnx", fallback="lowmem"
     )
     note = artifact.report.parts[-1].notes[-1]
     assert note.startswith("checked in ONNX Runtime")
-    assert {n.op_type for n in onnx.load(path).graph.node if n.domain} == {
-        "RF8MatMul" if target == "rf8-onnx" else "CodebookMatMul"
-    }
+    expected = operator_name(format_name, "MatMul")
+    assert {n.op_type for n in onnx.load(path).graph.node if n.domain} == {expected}
 
 
 def test_a_file_that_computes_something_else_is_an_error_that_names_the_node(

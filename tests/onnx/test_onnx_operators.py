@@ -1,5 +1,6 @@
 """Each ai.ggpass operator, alone in a file, three ways against float64; and what its schema refuses."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from ggpass.errors import InputError
 from ggpass.formats import FORMATS, Format
 from ggpass.onnx import bodies, schema
+from ggpass.onnx.names import operator_name, takes_codebook
 from ggpass.onnxruntime import library_or_reason
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -42,17 +44,18 @@ class Case:
 def make(operation: str, fmt: Format, dtype: torch.dtype = torch.float32, lead: tuple[int, ...] = (2, 5)) -> Case:
     """Random operands; every code of the format occurs, aliases too."""
     codes = torch.randint(0, 256, (ROWS, COLUMNS), dtype=torch.uint8)
-    codes[torch.isnan(fmt.decode(codes))] = 0
-    scale = 2.0 ** torch.randint(-3, 3, (ROWS,)).float()
+    codes[~torch.isfinite(fmt.decode(codes))] = 0
+    # The largest weights lie between 1/8 and 8, so that float16 holds the products of every format.
+    scale = 2.0 ** torch.randint(-3, 3, (ROWS,)).float() / 2.0 ** math.ceil(math.log2(fmt.amax))
     values = fmt.decode(codes)
     constants = {"codes": codes, "scale": scale}
-    if fmt.name != "rf8":
+    if takes_codebook(fmt.name):
         constants["codebook"] = fmt.codebook
     weight = values.double() * scale.double()[:, None]
     to = {"to": DTYPES[dtype]}
-    # The product codebook · scale is exact in float32 for powers of two. Kernels that know int8 multiply i by scale/127
-    # instead: two roundings, and the codebook's own i/127 is one more. `to` rounds once.
-    off = weight.abs() * (3 * 2.0**-24 if fmt.name == "int8" else 0.0)
+    # The product codebook · scale is exact in float32 for powers of two. Kernels that decode by a unit multiply it into
+    # the scale: two roundings, and the codebook's own is one more. `to` rounds once.
+    off = weight.abs() * (3 * 2.0**-24 if fmt.decoder.unit != 1 else 0.0)
     if operation == "Dequantize":
         return Case({}, constants, weight, store_bound(weight, off, dtype), to)
     if operation == "Gather":
@@ -113,7 +116,7 @@ def test_each_way_computes_the_operator(
 ) -> None:
     monkeypatch.setattr(bodies, "BLOCK_WEIGHTS", 10 * COLUMNS)  # several blocks, the last one shorter
     case = make(operation, FORMATS[format_name], dtype)
-    name = ("RF8" if format_name == "rf8" else "Codebook") + operation
+    name = operator_name(format_name, operation)
     path = write(tmp_path / "one.onnx", name, case, dtype, 21, fallback)
     check(path)
     (y,) = WAYS[way](path, case.feed)

@@ -34,7 +34,6 @@ def isa(request: pytest.FixtureRequest):
 
 
 def bound_of(x: torch.Tensor, weights: Weights, bias: torch.Tensor | None, expected: torch.Tensor, dtype: str):
-    # int8's codebook is round(i / 127); the kernel multiplies by i and by a scale times round(1 / 127).
     bound = dot_bound(x, weights.values, weights.scale, bias) * (1 + 3 / (x.shape[-1] + 3))
     return bound if dtype == "float32" else store_bound(expected, bound, torch.float16)
 
@@ -125,8 +124,7 @@ def test_the_same_session_runs_in_several_threads_at_once() -> None:
 def test_gather_and_dequantize_round_once(isa: str, name: str, dtype: str, k: int) -> None:
     weights = Weights(name, 11, k)
     exact = weights.values.double() * weights.scale.double()[:, None]
-    unit = 3 if name == "int8" else 1  # as in bound_of
-    bound = exact.abs() * unit * 2.0**-24
+    bound = exact.abs() * (1 + weights.extra_roundings) * 2.0**-24
     bound = bound if dtype == "float32" else store_bound(exact, bound, torch.float16)
     kind = FLOATS[dtype]
     whole = [node(f"{weights.operators}Dequantize", weights.names, to=kind)]
@@ -179,7 +177,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", ["rf8", "int8", "any"])
+@pytest.mark.parametrize("name", CODEBOOKS)
 def test_conv_is_within_the_accumulation_bound(case: str, dtype: str, name: str) -> None:
     shape, out, kernel, given = CONVOLUTIONS[case]
     groups, axes = given.get("group", 1), len(kernel)

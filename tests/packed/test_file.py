@@ -75,7 +75,7 @@ def test_lossless_brings_back_every_bit(
         assert same(back[name], tensor)
 
 
-@pytest.mark.parametrize("method", ["rf8", "e4m3", "int8"])
+@pytest.mark.parametrize("method", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_codes_are_those_of_the_format(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
     """Packing equals quantizing: the same codes, the same scales, and codebook[codes]·scale as values."""
@@ -184,7 +184,7 @@ def test_names_that_cannot_be_packed_are_said(tmp_path: Path) -> None:
     pack(source, tmp_path / "p.safetensors", "rf8", skip=("layer",))
     with pytest.raises(WeightError, match=r"nothing\.here"):
         pack(source, tmp_path / "q.safetensors", "rf8", skip=("nothing.here",))
-    for method, words in (("zip", "rf8, e4m3, int8, grid"), ("rf8:3", "no step"), ("grid:fine", "sigma/8")):
+    for method, words in (("zip", ", ".join((*FORMATS, "grid"))), ("rf8:3", "no step"), ("grid:fine", "sigma/8")):
         with pytest.raises(FormatError, match=words):
             pack(source, tmp_path / "q.safetensors", method)
     with pytest.raises(FormatError, match="packed already"):

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggpass.formats.base import Format
-from ggpass.formats.e4m3 import E4M3
-from ggpass.formats.int8 import INT8
-from ggpass.formats.rf8 import RF8
+from ggpass.formats import FORMATS as ALL
+from ggpass.formats import Format
+from ggpass.kernels.cuda.tables import table_of
+from ggpass.kernels.cuda.variants import DECODERS
 from support.closeness import assert_rejects_corruption, assert_within, dot_bound
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 #: By decoder, the formats that it serves.
-FORMATS: dict[str, tuple[Format, ...]] = {"rf8": (RF8,), "table": (INT8, E4M3)}
+FORMATS: dict[str, tuple[Format, ...]] = {
+    decoder: tuple(f for f in ALL.values() if table_of(f.codebook).decoder == decoder) for decoder in DECODERS
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def random_linear(
     bias: bool = True,
     canonical: bool = False,
 ) -> Linear:
-    """Gaussian x, scales between 1/2 and 3/2."""
-    scale = torch.rand(1 if one_scale else n) + 0.5
+    """Gaussian x; scales that bring the largest weight to a value between 1/2 and 3/2, as those of quantization do."""
+    scale = (torch.rand(1 if one_scale else n) + 0.5) / format.amax
     shift = torch.randn(n) if bias else None
     return Linear(format, torch.randn(m, k).to(dtype), random_codes(format, n, k, canonical=canonical), scale, shift)
 

@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ggpass.kernels.cuda import compiler, cubins
-from ggpass.kernels.cuda.compiler import Compiled
+from ggpass.kernels import cache
+from ggpass.kernels.cuda import compiler
+from ggpass.kernels.cuda.compiler import Compiled, Source
 from ggpass.kernels.cuda.kernels import CudaKernels
+from ggpass.targets import cuda
 from support.cuda_stub import Launched, Stub
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
@@ -20,13 +22,6 @@ LINEAR = ("x", "codes", "scale", "codebook", "bias", "y", "m", "n", "k", "scale_
 EMBEDDING = ("ids", "codes", "scale", "codebook", "y", "m", "n", "k", "scale_stride")
 DEQUANTIZE = ("codes", "scale", "codebook", "y", "m", "k", "scale_stride")
 PARAMETERS = {"small": LINEAR, "gemm": LINEAR, "embedding": EMBEDDING, "dequantize": DEQUANTIZE}
-
-
-@dataclass(frozen=True)
-class Source:
-    text: str
-    entry: str
-    parameters: tuple[str, ...]
 
 
 def parameters_of(entry: str) -> tuple[str, ...]:
@@ -99,7 +94,8 @@ def build_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NameCompiler:
     """`compile(..., arch=)` with a compiler that writes names."""
     fake = NameCompiler()
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([fake]))
-    monkeypatch.setattr(cubins.obtain_all, "__kwdefaults__", {"directory": folder, "generate": describe})
+    monkeypatch.setattr(cache, "default_directory", lambda: folder)
+    monkeypatch.setattr(cuda, "generate", describe)
     return fake
 
 
@@ -123,7 +119,7 @@ class Gpu:
 
 def kernels_of(stub: Stub, directory: Path, stream: int = 7) -> CudaKernels:
     driver = stub.driver()
-    return CudaKernels(driver, driver.device(0), lambda: stream, directory=directory, generate=describe)
+    return CudaKernels(driver, driver.device(0), lambda: stream, generate=describe, directory=directory)
 
 
 def make_gpu(stub: Stub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ggpass.errors import GgpassError
-from ggpass.formats.e4m3 import E4M3
-from ggpass.formats.int8 import INT8
-from ggpass.formats.rf8 import RF8_CODEBOOK
+from ggpass.formats import FORMATS
+from ggpass.onnx.names import operator_name, takes_codebook
 from ggpass.onnxruntime.library import library_path
 
 onnx = pytest.importorskip("onnx")
@@ -20,9 +19,7 @@ helper, TensorProto = onnx.helper, onnx.TensorProto
 
 #: The codebook of every format, and one that no kernel knows: gathered from the table.
 CODEBOOKS = {
-    "rf8": RF8_CODEBOOK,
-    "int8": INT8.codebook,
-    "e4m3": torch.where(torch.isnan(E4M3.codebook), torch.zeros(()), E4M3.codebook),
+    **{name: torch.where(torch.isfinite(f.codebook), f.codebook, 0.0) for name, f in FORMATS.items()},
     "any": torch.randn(256, generator=torch.Generator().manual_seed(1)),
 }
 
@@ -77,16 +74,15 @@ class Weights:
 
     def __init__(self, name: str, rows: int, columns: int, *, one_scale: bool = False, aliases: bool = False) -> None:
         self.codebook = CODEBOOKS[name]
-        codes = torch.randint(0, 256, (rows, columns))
-        if name == "rf8" and not aliases:
-            e, r = codes >> 3 & 15, codes & 7
-            codes = torch.where(e == 0, 0, torch.where((e >= 2) & (r == 0), codes + 1, codes))
-        if name == "int8":
-            codes = torch.where(codes == 128, 129, codes)  # −128 is no code of int8
-        self.codes = codes.to(torch.uint8)
-        self.scale = torch.rand(1 if one_scale else rows) + 0.5
-        self.operators = "RF8" if name == "rf8" else "Codebook"
-        self.names = ["codes", "scale", *([] if name == "rf8" else ["codebook"])]
+        every = torch.arange(256, dtype=torch.uint8)
+        allowed = FORMATS[name].emitted if name in FORMATS and not aliases else every
+        self.codes = allowed[torch.randint(len(allowed), (rows, columns))]
+        # The largest weight becomes a value between 1/2 and 3/2, so that float16 holds the products of every format.
+        self.scale = (torch.rand(1 if one_scale else rows) + 0.5) / self.codebook.abs().max()
+        #: Roundings of a decoded weight beyond the product with its scale: see `Decoder.unit`.
+        self.extra_roundings = 2 if name in FORMATS and FORMATS[name].decoder.unit != 1 else 0
+        self.operators = operator_name(name, "")
+        self.names = ["codes", "scale", *(["codebook"] if takes_codebook(name) else [])]
         tensors = {"codes": self.codes, "scale": self.scale, "codebook": self.codebook}
         self.initializers = [initializer(name, tensors[name].numpy()) for name in self.names]
 

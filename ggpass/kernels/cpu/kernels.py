@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ggpass.kernels.codebooks import Codebooks
+from ggpass.formats.base import decoder_of
 from ggpass.kernels.cpu.isa import Isa
-from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS
+from ggpass.kernels.cpu.regimes import BY_KIND, LINE, PANEL_VECTORS
+from ggpass.kernels.tensor_cache import TensorCache
 
-#: Kernels read codes by cache lines; shorter rows are padded with code 0 and activations of 0.
-LINE = 64
 #: Bytes of weights dequantized at a time for the BLAS: they stay in the last-level cache.
 BLOCK_BYTES = 8 << 20
 #: Multiplications below which a call runs inline: some 8 µs, about what waking the pool takes.
@@ -36,7 +35,7 @@ class CpuKernels:
         """
         self.isa = isa
         self._inline = inline
-        self._codebooks = Codebooks()
+        self._decoders = TensorCache(decoder_of)
         self._function = {
             f"{kernel}_{kind}": function(f"{kernel}_{kind}")
             for kind, regimes in BY_KIND.items()
@@ -67,7 +66,7 @@ class CpuKernels:
             raise TypeError(f"x is {x.dtype}; the kernels compute in float32, so convert it with .float()")
         if m == 0 or n == 0 or k == 0:
             return x.new_zeros(m, n) if bias is None else bias.expand(m, n).clone()
-        kind, unit = self._codebooks.of(codebook)
+        kind, unit = self._decoders.of(codebook)
         regime = BY_KIND[kind].kernel(m)
         if unit != 1.0:
             scale = scale * unit
@@ -111,7 +110,7 @@ class CpuKernels:
         n, k = codes.shape
         if ids.numel() == 0 or k == 0:
             return _floats(ids.shape[0], k)
-        kind, unit = self._codebooks.of(codebook)
+        kind, unit = self._decoders.of(codebook)
         if k < LINE:  # only the rows asked for are padded
             rows = F.pad(codes[ids], (0, LINE - k))
             part = scale[ids] if scale.shape[0] == n else scale
@@ -125,7 +124,7 @@ class CpuKernels:
 
     def _decode(self, codes: Tensor, scale: Tensor, codebook: Tensor, out: Tensor) -> None:
         n, k = codes.shape
-        kind, unit = self._codebooks.of(codebook)
+        kind, unit = self._decoders.of(codebook)
         scale = (scale if unit == 1.0 else scale * unit).expand(n)
         if k >= LINE:
             self._run(out.numel(), f"dequantize_{kind}", codes, scale, codebook, out)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels import cache
 from ggpass.kernels.cpu.isa import Isa, detect
 from ggpass.kernels.cpu.kernels import CpuKernels
 from ggpass.kernels.cpu.parallel import connect
-from ggpass.kernels.unavailable import KernelsUnavailable
 
-__all__ = ["CpuKernels", "KernelsUnavailable", "load"]
-
+_HERE = Path(__file__).parent
 _loaded: dict[tuple[Isa, Path], CpuKernels] = {}
 _lock = threading.Lock()
 
@@ -30,8 +30,34 @@ def load(isa: Isa | None = None, directory: Path | None = None) -> CpuKernels:
     directory = cache.default_directory() if directory is None else directory
     with _lock:
         if (isa, directory) not in _loaded:
-            _loaded[isa, directory] = _open(isa, cache.fetch(isa, _build, directory))
+            _loaded[isa, directory] = _open(isa, fetch(isa, _build, directory))
         return _loaded[isa, directory]
+
+
+def key(isa: Isa) -> str:
+    """Sixteen hex digits that change whenever the generated code for a CPU could."""
+    return cache.key_of(repr(isa), (*sorted((_HERE / "generate").glob("*.py")), _HERE / "regimes.py"))
+
+
+def fetch(isa: Isa, build: Callable[[Isa, Path], None], directory: Path | None = None) -> Path:
+    """Return the checked library for `isa`, built by `build(isa, path)` if there is none yet.
+
+    If TVM is not installed, a library that any TVM version built from the same generator serves.
+
+    Raises:
+        KernelsUnavailable: there is no library and it cannot be built, or the directory cannot be written.
+    """
+    directory = cache.default_directory() if directory is None else directory
+    stem, tvm = f"{isa.name}-{key(isa)}", cache.version_of("apache-tvm")
+    if tvm is None:
+        found = [path for path in sorted(directory.glob(f"{stem}-tvm*.so")) if cache.whole(path)]
+        if found:
+            return found[-1]
+        raise KernelsUnavailable(
+            f"no built {isa.name} kernels in {directory} and apache-tvm is not installed to build them; "
+            "run `pip install 'ggpass[tvm]'`"
+        )
+    return cache.obtain(directory / f"{stem}-tvm{tvm}.so", lambda path: build(isa, path))
 
 
 def _build(isa: Isa, path: Path) -> None:

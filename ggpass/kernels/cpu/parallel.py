@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (loads the OpenMP run time that the shim looks up)
 
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.errors import KernelsUnavailable
 
 logger = logging.getLogger("ggpass")
 

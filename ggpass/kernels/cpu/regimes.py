@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Codes of one cache line: every loop over k goes line by line, and shorter rows are padded with code 0 and x = 0.
+LINE = 64
 #: Vectors of rows of x side by side in a panel of the tile kernel.
 PANEL_VECTORS = 2
 
@@ -45,4 +47,5 @@ LINEAR = Regimes((*_DECODED_IN_REGISTERS, (384, "tile")))
 #: A gather is slow enough that few rows already pay for decoding into memory.
 TABLE = Regimes(((1, "rows1"), (4, "rows4")))
 
+#: By the kind of a `formats.base.Decoder`, in the order of Kind in native/onnxruntime/kernels.h.
 BY_KIND = {"rf8": RF8, "linear": LINEAR, "table": TABLE}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.errors import KernelsUnavailable
 
 #: What the kernels are tested for.
 ARCHS = ("sm_80", "sm_89", "sm_90", "sm_100")

@@ -13,19 +13,16 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from filelock import FileLock
 
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import cubins
-from ggpass.kernels.cuda.cubins import Named
+from ggpass.kernels.cuda.cubin import interface
 from ggpass.kernels.cuda.driver import Device
+from ggpass.kernels.cuda.variants import Variant
 
 logger = logging.getLogger("ggpass")
-
-Choosable = TypeVar("Choosable", bound=Named)
 
 #: Weights are read from as many copies as fill this: more than any GPU's second-level cache holds twice.
 ROTATED_BYTES = 256 << 20
@@ -47,11 +44,11 @@ class Choices:
         """
         directory = cache.default_directory() if directory is None else directory
         name = re.sub(r"\W+", "-", device.name).strip("-").lower()
-        self.path = directory / f"cuda-choice-{name}-{device.arch}-{cubins.interface()}.json"
+        self.path = directory / f"cuda-choice-{name}-{device.arch}-{interface()}.json"
         self._lock = threading.Lock()
         self._chosen: dict[str, str] | None = None
 
-    def pick(self, candidates: Sequence[Choosable], decoder: str, dtype: str, m: int, n: int, k: int) -> Choosable:
+    def pick(self, candidates: Sequence[Variant], decoder: str, dtype: str, m: int, n: int, k: int) -> Variant:
         """The measured one of the candidates, else the first."""
         if len(candidates) == 1:
             return candidates[0]

@@ -20,12 +20,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.errors import KernelsUnavailable
 
 #: The first driver branch of a CUDA release, for the messages.
 DRIVER_BRANCH = {11: "R450", 12: "R525", 13: "R580"}
 
 _NVRTC_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A translation unit with one kernel.
+
+    Attributes:
+        text: CUDA C without any include, the same for every architecture.
+        entry: the kernel's name.
+        parameters: their names, in order.
+    """
+
+    text: str
+    entry: str
+    parameters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,6 @@ class Compiler(Protocol):
             KernelsUnavailable: the compiler refused; the message holds its words.
         """
         ...
-
-
-def compile_cuda(source: str, arch: str, name: str) -> Compiled:
-    """The cubin of `source` by the compiler that `find` gives; see `Compiler.compile`."""
-    return find().compile(source, arch, name)
 
 
 def find(newest: int | None = None) -> Compiler:

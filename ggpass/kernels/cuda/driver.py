@@ -16,10 +16,9 @@ from ctypes import POINTER, c_char_p, c_int, c_uint, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from ggpass.errors import GgpassError
+from ggpass.errors import GgpassError, KernelsUnavailable
 from ggpass.kernels.cuda.archs import OLDEST, Capability, name_of
 from ggpass.kernels.cuda.compiler import DRIVER_BRANCH
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 LIBRARY = "libcuda.so.1"
 

@@ -15,19 +15,19 @@ which therefore lie side by side.
 
 from __future__ import annotations
 
-from ggpass.kernels.cuda.geometry import CHUNK, ROWS_A, ROWS_B, STEP, Number, ceil_div, group, quad
-
-#: 32-bit words of a unit, and activations in it.
-UNIT_WORDS = 4
-UNIT_X = 8
-#: Units of one step in a row of x and in a row of codes.
-X_UNITS = STEP // UNIT_X
-CODE_UNITS = STEP // CHUNK
-#: Columns of y of one warp, and tiles of 16 of them, the A operand's rows.
-WARP_COLUMNS = 32
-WARP_TILES = WARP_COLUMNS // ROWS_A
-#: Blocks of rows that share a block of codes in the cache before the next is read.
-TOGETHER = 8
+from ggpass.kernels.cuda.geometry import (
+    CODE_UNITS,
+    ROWS_A,
+    ROWS_B,
+    STEP,
+    TOGETHER,
+    UNIT_WORDS,
+    X_UNITS,
+    Number,
+    ceil_div,
+    group,
+    quad,
+)  # fmt: skip
 
 
 def row_block(bundle: Number, in_bundle: Number) -> Number:

@@ -21,6 +21,27 @@ STEP = 64
 ROWS_B = 8
 ROWS_A = 16
 WARP = 32
+#: Copies of the codebook in shared memory, so that lanes seldom meet in a bank.
+COPIES = 8
+
+#: The GEMM's units of 16 bytes: 32-bit words of one, activations in it, and units of a step in a row of x and of codes.
+UNIT_WORDS = 4
+UNIT_X = 8
+X_UNITS = STEP // UNIT_X
+CODE_UNITS = STEP // CHUNK
+#: Columns of y of one warp of the GEMM, and tiles of 16 of them, the A operand's rows.
+WARP_COLUMNS = 32
+WARP_TILES = WARP_COLUMNS // ROWS_A
+#: Blocks of rows that share a block of codes in the cache before the next is read.
+TOGETHER = 8
+
+#: For rows that are only decoded: threads of a block, and units of each that are under way at a time.
+ROW_THREADS = 128
+ROW_PARTS = 4
+#: Rows of one value of blockIdx.y, so that an index of a unit among them has 32 bits. Their units fill whole blocks.
+PANEL = 2 * ROW_PARTS * ROW_THREADS
+#: Values of blockIdx.y that a grid can have.
+MOST_PANELS = 65535
 
 #: A number: int, NumPy integer array, or TensorIR expression.
 Number = Any
@@ -103,3 +124,28 @@ def output_of(i: Number, thread: Number, threads: int, columns: int) -> tuple[Nu
 def warp_sums(warp: Number, sums: int) -> Number:
     """First shared word of a warp's sums, `sums` of them a lane."""
     return warp * (sums * WARP)
+
+
+# Rows that are only decoded. The unit is 16 bytes written: 8 codes for 16-bit outputs, 4 for float32, and one code if
+# rows of outputs begin anywhere. Neighbouring threads take neighbouring units, so that a warp reads and writes whole
+# cache lines; with 16 codes a thread each write would leave out every second 16 bytes. A thread's units lie far apart.
+
+
+def unit_index(block: Number, part: Number, thread: Number) -> Number:
+    """A thread's part-th unit, among those of a panel."""
+    return (block * ROW_PARTS + part) * ROW_THREADS + thread
+
+
+def row_of_unit(index: Number, panel: Number, units: Number) -> Number:
+    """The row of outputs, of `units` units each, that a unit lies in."""
+    return panel * PANEL + index // units
+
+
+def start_of_unit(index: Number, units: Number, size: int) -> Number:
+    """k of its first code."""
+    return index % units * size
+
+
+def exists(index: Number, panel: Number, units: Number, rows: Number) -> Number:
+    """Does the output have the unit's row? Only the last panel's may not be there."""
+    return row_of_unit(index, panel, units) < rows

@@ -15,24 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ggpass.errors import GgpassError
-from ggpass.kernels.cuda import choice, cubins, embedded, variants
+from ggpass.errors import GgpassError, KernelsUnavailable
+from ggpass.kernels.cuda import build, choice, cubin, variants
 from ggpass.kernels.cuda.archs import arch_for
 from ggpass.kernels.cuda.choice import Choices
 from ggpass.kernels.cuda.driver import Device, Driver
 from ggpass.kernels.cuda.launch import Kernel
-from ggpass.kernels.cuda.requests import DTYPES, ROW_DTYPES
 from ggpass.kernels.cuda.tables import Table, table_of
+from ggpass.kernels.cuda.uses import DTYPES, ROW_DTYPES
 from ggpass.kernels.cuda.variants import Launch, Variant
-from ggpass.kernels.tensor_cache import Remembered
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.kernels.tensor_cache import TensorCache
 
 logger = logging.getLogger("ggpass")
 
 #: Kernels read activations and codes 16 bytes at a time.
 ALIGNMENT = 16
 
-#: Remembered launches; sequences of every length would otherwise pile up.
+#: Cached launches; sequences of every length would otherwise pile up.
 _MOST_PLANS = 4096
 
 
@@ -52,22 +51,22 @@ class CudaKernels:
         driver: Driver,
         device: Device,
         stream: Callable[[], int],
+        generate: build.Generate,
         *,
         directory: Path | None = None,
-        generate: cubins.Generate = cubins.generated,
     ) -> None:
         """Nothing is built or loaded yet.
 
         Args:
             stream: the handle of torch's current stream on that GPU.
-            directory: where built kernels and measured choices are kept; the user's cache directory where None.
             generate: the CUDA C of a variant.
+            directory: where built kernels and measured choices are kept; the user's cache directory if None.
         """
         self.device = device
         self._driver, self._stream, self._directory, self._generate = driver, stream, directory, generate
         self._choices = Choices(device, directory)
-        self._tables = Remembered(table_of)
-        self._scaled: dict[float, Remembered[Tensor]] = {}
+        self._tables = TensorCache(table_of)
+        self._scaled: dict[float, TensorCache[Tensor]] = {}
         self._kernels: dict[str, Kernel] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._plans: dict[tuple[Any, ...], tuple[Kernel, Launch]] = {}
@@ -139,17 +138,17 @@ class CudaKernels:
         self._run(kernel, launch, (n, n, k), table, self._codes(codes), scale, codebook, y)
         return y
 
-    def load(self, wanted: Sequence[Variant]) -> list[cubins.Cubin]:
-        """Build and load variants ahead of their first call, several at a time; see `cubins.obtain_all`.
+    def load(self, wanted: Sequence[Variant]) -> list[cubin.Cubin]:
+        """Build and load variants ahead of their first call, several at a time; see `build.obtain_all`.
 
         Raises:
             KernelsUnavailable: one cannot be had.
         """
         newest, capability = self._driver.version[0], self.device.capability
-        missing = [v for v in wanted if embedded.EMBEDDED.find(v.name, capability, newest) is None]
+        missing = [v for v in wanted if cubin.FROM_FILES.find(v.name, capability, newest) is None]
         arch = arch_for(capability)
-        built = cubins.obtain_all(missing, arch, newest, directory=self._directory, generate=self._generate)
-        there = {cubin.name for cubin in built}
+        built = build.obtain_all(missing, arch, newest, generate=self._generate, directory=self._directory)
+        there = {made.name for made in built}
         left_out = {variant.name for variant in missing if variant.name not in there}
         return [self._kernel(variant).cubin for variant in wanted if variant.name not in left_out]
 
@@ -206,7 +205,7 @@ class CudaKernels:
             table = self._tables.of(codebook)
         if table.unit == 1.0:
             return table, scale.contiguous()
-        memory = self._scaled.setdefault(table.unit, Remembered(lambda scale: _finished(scale * table.unit)))
+        memory = self._scaled.setdefault(table.unit, TensorCache(lambda scale: _finished(scale * table.unit)))
         found = memory.find(scale)
         if found is None:
             # What a capture allocates holds nothing until the graph runs: it must not be remembered.
@@ -270,20 +269,15 @@ class CudaKernels:
             if kernel is not None:
                 return kernel
             generation, reason = self._failed.get(variant.name, (-1, ""))
-            if generation == embedded.EMBEDDED.generation:
+            if generation == cubin.FROM_FILES.generation:
                 raise KernelsUnavailable(reason)
             self._refuse_capture(f"kernel {variant.name}, which is not loaded yet")
             try:
-                cubin = embedded.find(
-                    variant,
-                    self.device.capability,
-                    self._driver.version[0],
-                    directory=self._directory,
-                    generate=self._generate,
-                )
-                kernel = Kernel(self._driver, self.device, cubin)
+                capability, newest = self.device.capability, self._driver.version[0]
+                found = build.find(variant, capability, newest, generate=self._generate, directory=self._directory)
+                kernel = Kernel(self._driver, self.device, found)
             except KernelsUnavailable as error:
-                self._failed[variant.name] = embedded.EMBEDDED.generation, str(error)
+                self._failed[variant.name] = cubin.FROM_FILES.generation, str(error)
                 raise
             self._kernels[variant.name] = kernel
             return kernel

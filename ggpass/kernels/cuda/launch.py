@@ -6,11 +6,12 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from ggpass.kernels.cuda.cubins import Cubin
+from ggpass.errors import KernelsUnavailable
+from ggpass.kernels.cuda.cubin import Cubin
 from ggpass.kernels.cuda.driver import Device, Driver, DriverError, explain_load
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.kernels.cuda.variants import Launch
 
 #: struct's letter for each parameter's type. Native alignment is that of kernel parameters: both follow the C ABI.
 KINDS = {
@@ -26,17 +27,6 @@ _PARAMETER_BYTES = 512
 
 # CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE and _END of cuda.h.
 _POINTER, _SIZE, _END = 1, 2, 0
-
-
-class Launch(Protocol):
-    """Blocks in the grid, threads in a block, bytes of dynamic shared memory."""
-
-    @property
-    def grid(self) -> tuple[int, int, int]: ...
-    @property
-    def block(self) -> int: ...
-    @property
-    def shared(self) -> int: ...
 
 
 class _Parameters(threading.local):

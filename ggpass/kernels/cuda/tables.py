@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ggpass.kernels.codebooks import Codebook, classify
+from ggpass.formats.base import decoder_of
 
 
 class Table(NamedTuple):
@@ -30,18 +30,13 @@ def table_of(codebook: Tensor) -> Table:
     The integers from −128 to 127 are exact in bfloat16 and the multiples of 1/127 are not, so int8 is decoded to
     integers, and the unit goes into the scale.
     """
-    known: Codebook = classify(codebook)
-    if known.kind == "rf8":
+    kind, unit = decoder_of(codebook)
+    if kind == "rf8":
         return Table("rf8", 1.0, None)
-    if known.kind == "linear":
+    if kind == "linear":
         integers = torch.arange(256, dtype=torch.uint8).view(torch.int8).float().to(codebook.device)
-        return Table("table", known.unit, integers)
+        return Table("table", unit, integers)
     return Table("table", 1.0, None)
-
-
-def decoder_of(codebook: Tensor) -> str:
-    """The decoder for a codebook, "rf8" or "table"."""
-    return table_of(codebook).decoder
 
 
 def inexact(codebook: Tensor, dtype: torch.dtype) -> int:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from ggpass.kernels.cuda import gemm_geometry as tiling
-from ggpass.kernels.cuda import rows_geometry
-from ggpass.kernels.cuda.geometry import CHUNK, ROWS_A, ROWS_B, WARP, ceil_div
+from ggpass.kernels.cuda import geometry
+from ggpass.kernels.cuda.geometry import (
+    CHUNK,
+    COPIES,
+    ROWS_A,
+    ROWS_B,
+    TOGETHER,
+    UNIT_WORDS,
+    WARP,
+    WARP_COLUMNS,
+    ceil_div,
+)
 
 DTYPES = ("bfloat16", "float16")
 DECODERS = ("rf8", "table")
-#: Copies of the codebook in shared memory, so that lanes seldom meet in a bank.
-COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,27 @@ def table_bytes(decoder: str) -> int:
 
 
 @dataclass(frozen=True)
-class Small:
+class _Product:
+    """What the variants of y = x · wᵀ share.
+
+    Attributes:
+        aligned: made for K % 16 = 0; the others load byte by byte.
+    """
+
+    decoder: str
+    dtype: str
+    aligned: bool
+
+    family: ClassVar[str]
+
+    @property
+    def kind(self) -> str:
+        """The end of its name."""
+        return f"{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
+
+
+@dataclass(frozen=True)
+class Small(_Product):
     """y = x · wᵀ for few rows of x, each code decoded once, in registers.
 
     A block takes `tiles` tiles of 8 rows of codes; its `warps` warps share K out among them, step by step, and add
@@ -55,12 +82,8 @@ class Small:
 
     Attributes:
         rows: of x in one pass: 8, 16, 32 or 64; more rows of x take more blocks.
-        aligned: made for K % 16 = 0; the others load byte by byte.
     """
 
-    decoder: str
-    dtype: str
-    aligned: bool
     rows: int
     tiles: int
     warps: int
@@ -70,8 +93,7 @@ class Small:
 
     @property
     def name(self) -> str:
-        shape = f"m{self.rows}_n{self.tiles * ROWS_B}_w{self.warps}_s{self.stages}"
-        return f"small_{shape}_{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
+        return f"small_m{self.rows}_n{self.tiles * ROWS_B}_w{self.warps}_s{self.stages}_{self.kind}"
 
     @property
     def row_tiles(self) -> int:
@@ -119,7 +141,7 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Gemm:
+class Gemm(_Product):
     """y = x · wᵀ for many rows of x, codes decoded between shared memory and the tensor cores; see `gemm_geometry`.
 
     Attributes:
@@ -128,9 +150,6 @@ class Gemm:
         groups: of such warps, which share K out by steps of 64: more warps a block where blocks are few.
     """
 
-    decoder: str
-    dtype: str
-    aligned: bool
     rows: int
     column_warps: int
     groups: int
@@ -140,13 +159,12 @@ class Gemm:
 
     @property
     def name(self) -> str:
-        shape = f"m{self.rows}_n{self.columns}_g{self.groups}_s{self.stages}"
-        return f"gemm_{shape}_{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
+        return f"gemm_m{self.rows}_n{self.columns}_g{self.groups}_s{self.stages}_{self.kind}"
 
     @property
     def columns(self) -> int:
         """Rows of codes in a block."""
-        return self.column_warps * tiling.WARP_COLUMNS
+        return self.column_warps * WARP_COLUMNS
 
     @property
     def threads(self) -> int:
@@ -156,12 +174,12 @@ class Gemm:
     @property
     def sums(self) -> int:
         """Accumulator registers of a lane."""
-        return self.rows * tiling.WARP_COLUMNS // WARP
+        return self.rows * WARP_COLUMNS // WARP
 
     @property
     def group_words(self) -> int:
         """32-bit words of a group's step: its x and its codes."""
-        return (self.rows * tiling.X_UNITS + self.columns * tiling.CODE_UNITS) * tiling.UNIT_WORDS
+        return (self.rows * geometry.X_UNITS + self.columns * geometry.CODE_UNITS) * UNIT_WORDS
 
     @property
     def exchange_words(self) -> int:
@@ -175,7 +193,7 @@ class Gemm:
 
     def launch(self, m: int, n: int, k: int) -> Launch:
         blocks = ceil_div(m, self.rows)
-        grid = (min(blocks, tiling.TOGETHER), ceil_div(n, self.columns), ceil_div(blocks, tiling.TOGETHER))
+        grid = (min(blocks, TOGETHER), ceil_div(n, self.columns), ceil_div(blocks, TOGETHER))
         return Launch(grid, self.threads, self.ring_words * 4 + table_bytes(self.decoder))
 
 
@@ -197,7 +215,7 @@ class Triton:
     family = "triton"
     decoder = "rf8"
     depth = 64
-    together = tiling.TOGETHER
+    together = TOGETHER
     #: Where it reaches instructions that TVM's kernels do not.
     ARCHS = ("sm_90", "sm_100")
 
@@ -214,7 +232,7 @@ class Triton:
 @dataclass(frozen=True)
 class Rows:
     """Rows of codes decoded, scaled and rounded: "embedding", those that ids name, or "dequantize", all; see
-    `rows_geometry`.
+    `geometry`.
 
     Attributes:
         dtype: of the output: one of `DTYPES`, or "float32".
@@ -237,13 +255,13 @@ class Rows:
 
     def launch(self, m: int, n: int, k: int) -> Launch:
         """The launch for m rows of outputs; those of "dequantize" are the n of the codes."""
-        panels = ceil_div(m, rows_geometry.PANEL)
-        if panels > rows_geometry.MOST_PANELS:
-            most = rows_geometry.MOST_PANELS * rows_geometry.PANEL
+        panels = ceil_div(m, geometry.PANEL)
+        if panels > geometry.MOST_PANELS:
+            most = geometry.MOST_PANELS * geometry.PANEL
             raise ValueError(f"{m} rows are more than one launch takes, {most}; split them")
-        units = min(m, rows_geometry.PANEL) * (k // self.unit)
-        blocks = ceil_div(units, rows_geometry.PARTS * rows_geometry.THREADS)
-        return Launch((blocks, panels, 1), rows_geometry.THREADS, max(4, table_bytes(self.decoder)))
+        units = min(m, geometry.PANEL) * (k // self.unit)
+        blocks = ceil_div(units, geometry.ROW_PARTS * geometry.ROW_THREADS)
+        return Launch((blocks, panels, 1), geometry.ROW_THREADS, max(4, table_bytes(self.decoder)))
 
 
 #: Blocking of `Small` by the rows of x in a pass: tiles of 8 rows of codes, warps, stages.
@@ -309,7 +327,7 @@ def linear_variants(
 
 
 def _by_guess(m: int, n: int) -> tuple[tuple[int, int, int, int], ...]:
-    blocks = ceil_div(m, _WIDE[0]) * ceil_div(n, _WIDE[1] * tiling.WARP_COLUMNS)
+    blocks = ceil_div(m, _WIDE[0]) * ceil_div(n, _WIDE[1] * WARP_COLUMNS)
     if blocks >= 2 * _MULTIPROCESSORS:
         return _WIDE, _DEEP, _NARROW
     return (_DEEP, _WIDE, _NARROW) if 2 * blocks >= _MULTIPROCESSORS else (_NARROW, _DEEP, _WIDE)

@@ -1,37 +1,10 @@
-"""What a step of an optimizer tells from outside: learning rates, closures, the loss's scale, what AMP skipped."""
+"""What a step of an optimizer shows from outside: learning rates, closures, gradient scales, what AMP skipped."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.amp import GradScaler
+from torch import nn
 from torch.optim import Optimizer
-
-from ggpass.errors import InputError
-
-
-@dataclass(frozen=True)
-class LossScale:
-    """s/k: by what a caller multiplies the loss of each backward.
-
-    Attributes:
-        scaler: the gradient scaler, whose s is read each time; None for 1.
-        micro_batches: k, at least 1.
-    """
-
-    scaler: GradScaler | None = None
-    micro_batches: int = 1
-
-    def __post_init__(self) -> None:
-        if self.micro_batches < 1:
-            raise InputError(f"micro_batches is a count of backwards in a step, at least 1, not {self.micro_batches!r}")
-
-    def value(self, device: torch.device) -> float | Tensor:
-        """A number, or a tensor on the device where the scaler's is: it multiplies there, and nothing waits for it."""
-        share = 1 / self.micro_batches
-        return share if self.scaler is None else self.scaler.scale(torch.tensor(share, device=device))
 
 
 def learning_rates(optimizers: Iterable[Optimizer], weights: Sequence[nn.Parameter]) -> dict[int, float]:

@@ -13,7 +13,7 @@ from ggpass.passes.backslash.statistics import Moments, moments, scale_of, shape
 LARGEST_SHARE = 0.25
 
 
-class Fits:
+class Priors:
     """The shape, scale and deviation of each weight tensor as of the last fit.
 
     Attributes:

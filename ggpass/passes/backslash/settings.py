@@ -1,4 +1,4 @@
-"""RateSettings: what a training with a rate term is to do, as one checked value."""
+"""RateSettings: the settings of a training with a rate term, as one checked value."""
 
 import math
 from collections.abc import Iterable
@@ -113,7 +113,7 @@ class RateSettings:
             raise InputError(f"give exactly one of strength, target_bits and target_megabytes; {given} given")
         elif self.strength is None and self.mode != "proximal":
             raise InputError(
-                f"{goals[0]} is led by the proximal step, whose bits can be forecast; give strength= with "
+                f"{goals[0]} is reached by the proximal step, whose bits can be forecast; give strength= with "
                 f"mode={self.mode!r}, or leave mode out"
             )
 

@@ -13,7 +13,7 @@ from ggpass.passes.gg_init.read_modules import read_modules
 from ggpass.passes.gg_init.reading import Group, Reading, Use
 from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
 from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
-from ggpass.graph.weights import matches
+from ggpass.graph.weights import Weight, matches
 from ggpass.lowering.modules import first_lowered
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program, owner_of
@@ -77,7 +77,7 @@ class GGInit:
     5. Each weight has a generator of its own, from the seed and the first of its sorted names: neither order nor
        other weights matter, tied weights are one weight, and a module and its Program get the same values.
     6. On a Program new Parameters take the old ones' place, ties and `requires_grad` kept, so that the traced model
-       stays as it was; `inplace` writes into the Parameters themselves, as `ggpass.init_` does.
+       stays as it was; in a training graph, and with `inplace`, the Parameters themselves are written to.
 
     Attributes:
         shape: ν as a number, `{pattern: ν}` (the first pattern that matches counts), `auto`, or `like:FILE`.
@@ -223,6 +223,9 @@ class GGInit:
         values = draw(old.shape, plan.std, plan.shape, self.seed, plan.reading.name).to(old.device, old.dtype)
         if plan.use.padding is not None:
             values[plan.use.padding] = old.detach()[plan.use.padding]
+        if program is not None and program.training:
+            program.replace(Weight(plan.reading.names, old), values)
+            return
         with torch.no_grad():
             if program is None or self.inplace:
                 old.copy_(values)

@@ -7,15 +7,14 @@ import pytest
 import torch
 from support.closeness import assert_rejects_corruption, assert_within, dot_bound
 
-from ggpass.formats.e4m3 import E4M3
-from ggpass.formats.int8 import INT8
-from ggpass.formats.rf8 import RF8, RF8_CODEBOOK
+from ggpass.errors import KernelsUnavailable
+from ggpass.formats import FORMATS
+from ggpass.formats.rf8 import RF8_CODEBOOK
 from ggpass.kernels.cpu.isa import portable
-from ggpass.kernels.cpu.library import CpuKernels, KernelsUnavailable, load
+from ggpass.kernels.cpu.library import CpuKernels, load
 from ggpass.kernels.cpu.memory import aligned_empty
 from ggpass.kernels.cpu.regimes import BY_KIND
 
-FORMATS = {"rf8": RF8, "int8": INT8, "e4m3": E4M3}
 MS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 63, 65, 300)
 
 
@@ -28,13 +27,9 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels:
 
 
 def valid_codes(name: str) -> torch.Tensor:
-    """Every canonical code of a format that an encoder can emit."""
-    book = FORMATS[name].codebook
-    codes = torch.arange(256)
-    if name == "rf8":
-        e, r = codes >> 3 & 15, codes & 7
-        codes = codes[(codes == 0) | ((e >= 1) & ~((e >= 2) & (r == 0)))]
-    return codes[torch.isfinite(book[codes])].to(torch.uint8)
+    """Every canonical code with a value: those that encoders emit, and those that only files may hold."""
+    fmt = FORMATS[name]
+    return fmt.canonical[torch.isfinite(fmt.codebook)].unique()
 
 
 def random_codes(name: str, n: int, k: int) -> torch.Tensor:
@@ -47,7 +42,7 @@ def check(kernels: CpuKernels, name: str, x: torch.Tensor, codes, scale, bias) -
     y = kernels.linear(x, codes, scale, bias, book)
     w = book[codes.long()].double()
     expected = x.double() @ w.T * scale.double() + (0 if bias is None else bias.double())
-    # int8's codebook is round(i / 127) and the kernel multiplies by i and by round(1 / 127): two more roundings.
+    # A kernel that decodes by a unit multiplies it into the scale: two more roundings than the codebook's value has.
     bound = dot_bound(x, w, scale, bias) * (1 + 2 / (codes.shape[1] + 3))
     assert_within(y, expected, bound)
     if y.numel() > 4 and codes.shape[1] > 4:
@@ -122,7 +117,7 @@ def test_every_canonical_code_decodes_bit_exactly(kernels, name: str) -> None:
     codes = torch.stack([valid_codes(name).roll(i) for i in range(7)])
     decoded = kernels.dequantize(codes, torch.ones(1), book, torch.float32)
     expected = book[codes.long()]
-    if name == "int8":  # i · round(1/127) against round(i/127)
+    if FORMATS[name].decoder.unit != 1:  # i · round(1/127) against round(i/127)
         assert_within(decoded, expected.double(), expected.double().abs() * 2.0**-23)
     else:
         assert torch.equal(decoded.view(torch.int32), expected.view(torch.int32))

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels import cache
 from ggpass.kernels.cpu import library
 from ggpass.kernels.cpu.isa import AVX2, NEON
-from ggpass.kernels.cpu.library import KernelsUnavailable, load
+from ggpass.kernels.cpu.library import load
 
 
 class Build:
@@ -27,16 +28,16 @@ class Build:
 
 def test_a_library_is_built_once_and_then_found(tmp_path: Path) -> None:
     build = Build()
-    first = cache.fetch(AVX2, build, tmp_path)
-    assert cache.fetch(AVX2, build, tmp_path) == first
+    first = library.fetch(AVX2, build, tmp_path)
+    assert library.fetch(AVX2, build, tmp_path) == first
     assert build.count == 1
-    assert cache.fetch(NEON, build, tmp_path) != first
+    assert library.fetch(NEON, build, tmp_path) != first
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "checksum gone", "checksum garbled"])
 def test_a_damaged_library_is_built_anew_and_logged(tmp_path: Path, caplog, damage: str) -> None:
     build = Build()
-    path = cache.fetch(AVX2, build, tmp_path)
+    path = library.fetch(AVX2, build, tmp_path)
     checksum = path.with_name(path.name + ".sha256")
     good = path.read_bytes()
     match damage:
@@ -51,7 +52,7 @@ def test_a_damaged_library_is_built_anew_and_logged(tmp_path: Path, caplog, dama
         case _:
             checksum.write_bytes(b"\xff\xfe")
     with caplog.at_level(logging.WARNING, logger="ggpass"):
-        cache.fetch(AVX2, build, tmp_path)
+        library.fetch(AVX2, build, tmp_path)
     assert build.count == 2
     assert path.read_bytes() == good
     assert damage == "checksum gone" or "building them again" in caplog.text
@@ -63,42 +64,42 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
         raise KernelsUnavailable("no linker; install one")
 
     with pytest.raises(KernelsUnavailable, match="no linker"):
-        cache.fetch(AVX2, fail, tmp_path)
+        library.fetch(AVX2, fail, tmp_path)
     assert not list(tmp_path.glob("*.so"))
-    assert cache.fetch(AVX2, Build(), tmp_path).exists()
+    assert library.fetch(AVX2, Build(), tmp_path).exists()
 
 
 def test_without_tvm_a_library_of_any_tvm_version_serves(tmp_path: Path, monkeypatch) -> None:
-    path = cache.fetch(AVX2, Build(), tmp_path)
+    path = library.fetch(AVX2, Build(), tmp_path)
     version_of = cache.version_of
     monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
     build = Build()
-    assert cache.fetch(AVX2, build, tmp_path) == path
+    assert library.fetch(AVX2, build, tmp_path) == path
     path.write_bytes(b"damaged")
     with pytest.raises(KernelsUnavailable, match=r"pip install 'ggpass\[tvm\]'"):
-        cache.fetch(AVX2, build, tmp_path)
+        library.fetch(AVX2, build, tmp_path)
     assert build.count == 0
 
 
 def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(KernelsUnavailable, match="make it writable"):
-        cache.fetch(AVX2, Build(), tmp_path / "file" / "kernels")
+        library.fetch(AVX2, Build(), tmp_path / "file" / "kernels")
 
 
 def test_the_key_follows_the_generator(tmp_path: Path, monkeypatch) -> None:
-    before = cache.key(AVX2)
-    assert cache.key(NEON) != before
+    before = library.key(AVX2)
+    assert library.key(NEON) != before
     version_of = cache.version_of
     monkeypatch.setattr(cache, "version_of", lambda name: "9" if name == "apache-tvm-ffi" else version_of(name))
-    assert cache.key(AVX2) != before
+    assert library.key(AVX2) != before
 
 
 def test_two_processes_that_start_together_build_once(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from ggpass.kernels import cache
+        from ggpass.kernels.cpu import library
         from ggpass.kernels.cpu.isa import AVX2
         folder = Path(sys.argv[1])
         def build(isa, path):
@@ -109,7 +110,7 @@ def test_two_processes_that_start_together_build_once(tmp_path: Path) -> None:
                     out.write(b"part")
                     out.flush()
                     time.sleep(0.05)
-        assert cache.fetch(AVX2, build, folder).read_bytes() == b"part" * 20
+        assert library.fetch(AVX2, build, folder).read_bytes() == b"part" * 20
     """)
     runs = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
     assert [run.wait(120) for run in runs] == [0, 0, 0]
@@ -126,10 +127,10 @@ def test_a_real_library_is_rebuilt_when_truncated(tmp_path: Path, monkeypatch) -
     isa = library.detect()
     kernel = dequantize_kernel(isa, decoders(isa)[0]).with_attr("global_symbol", "dequantize")
     monkeypatch.setattr(module, "module", lambda isa: module.tvm.IRModule({"dequantize": kernel}))
-    path = cache.fetch(isa, library._build, tmp_path)
+    path = library.fetch(isa, library._build, tmp_path)
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    assert cache.fetch(isa, library._build, tmp_path) == path
+    assert library.fetch(isa, library._build, tmp_path) == path
     assert len(path.read_bytes()) == len(good)
 
 

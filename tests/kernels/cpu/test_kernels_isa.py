@@ -43,13 +43,12 @@ def assembly(isa: Isa, kernel: str) -> str:
     import tvm
 
     from ggpass.kernels.cpu.generate import module
-    from ggpass.kernels.cpu.generate.blocking import ROWS, TILE
     from ggpass.kernels.cpu.generate.decoders import decoders
     from ggpass.kernels.cpu.generate.rows import rows_kernel
     from ggpass.kernels.cpu.generate.tile import tile_kernel
 
     decoder = decoders(isa)[0]
-    function = tile_kernel(isa, decoder, TILE) if kernel == "tile" else rows_kernel(isa, decoder, ROWS[1])
+    function = tile_kernel(isa, decoder, module.TILE) if kernel == "tile" else rows_kernel(isa, decoder, module.ROWS[1])
     mod = tvm.IRModule({kernel: function.with_attr("global_symbol", kernel)})
     compiled = module.compile_module(isa, mod)
     return compiled.inspect_source("asm")

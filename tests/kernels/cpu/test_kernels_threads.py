@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats.rf8 import RF8_CODEBOOK
-from ggpass.kernels.cpu.library import CpuKernels, KernelsUnavailable, load
+from ggpass.kernels.cpu.library import CpuKernels, load
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from support.cuda_stub import Stub, stub  # noqa: F401
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import compiler, cubins, embedded
+from ggpass.kernels.cuda import build, compiler, cubin
 from ggpass.kernels.cuda.compiler import Compiled
-from ggpass.kernels.cuda.cubins import Cubin
-from ggpass.kernels.cuda.embedded import Embedded
+from ggpass.kernels.cuda.cubin import Cubin, FileKernels
 from ggpass.kernels.cuda.launch import Kernel
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 AXPY = """\
 extern "C" __global__ void __launch_bounds__(256) axpy(const float* x, const float* scale, float* y, int n) {
@@ -67,7 +66,7 @@ class FakeCompiler:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
     made = FakeCompiler()
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([made]))
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     return made
 
 
@@ -122,7 +121,7 @@ def test_without_a_compiler_both_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         KernelsUnavailable, match=r"nvcc is neither.*libnvrtc is neither.*pip install nvidia-cuda-nvrtc"
     ):
-        compiler.compile_cuda(AXPY, "sm_90", "axpy")
+        compiler.find()
 
 
 def test_a_compiler_the_driver_cannot_follow_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +153,14 @@ def test_nvcc_is_looked_for_where_the_toolkit_is(tmp_path: Path, monkeypatch: py
 
 
 def test_a_kernel_is_built_once_for_each_architecture(tmp_path: Path, fake: FakeCompiler) -> None:
-    first = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
-    again = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    first = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    again = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     assert fake.count == 1
     assert again == first
     assert (first.arch, first.entry, first.parameters, first.cuda) == ("sm_90", "axpy", Source().parameters, 13)
     assert (first.registers, first.shared, first.spills) == (40, 512, None)
-    cubins.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
-    cubins.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
+    build.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
+    build.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
     assert fake.count == 3
 
 
@@ -171,71 +170,71 @@ def test_the_key_follows_generator_and_compiler(tmp_path: Path, fake: FakeCompil
         if change == "compiler":
             fake.label = "nvrtc13.0"
         elif change == "generator":
-            monkeypatch.setattr(cubins, "key", lambda: "0123456789abcdef")
+            monkeypatch.setattr(build, "key", lambda: "0123456789abcdef")
         elif change == "tvm":
             monkeypatch.setattr(cache, "version_of", lambda name: "9" if name == "apache-tvm" else version_of(name))
-        cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+        build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     assert fake.count == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no cubin"])
 def test_a_damaged_file_is_built_anew(tmp_path: Path, fake: FakeCompiler, damage: str) -> None:
-    good = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     (path,) = tmp_path.glob("*.cubin")
     data = path.read_bytes()
     path.write_bytes({"cut": data[:-1], "flipped": data[:-1] + b"!", "no cubin": b""}[damage])
-    assert cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
+    assert build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
     assert fake.count == 2
 
 
 def test_without_tvm_what_any_version_built_serves(tmp_path: Path, fake: FakeCompiler, monkeypatch) -> None:
-    good = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     version_of = cache.version_of
     monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
     fake.label, fake.major = "nvrtc12.1", 12
-    assert embedded.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == good
+    assert build.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == good
     assert fake.count == 1
     with pytest.raises(KernelsUnavailable, match=r"apache-tvm is not installed.*pip install 'ggpass\[tvm\]'"):
-        cubins.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
+        build.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
     with pytest.raises(KernelsUnavailable, match="apache-tvm is not installed"):
-        cubins.obtain(Variant(), "sm_90", 12, directory=tmp_path, generate=generate)
+        build.obtain(Variant(), "sm_90", 12, directory=tmp_path, generate=generate)
 
 
 def test_without_a_compiler_what_is_cached_serves(tmp_path: Path, fake: FakeCompiler, monkeypatch) -> None:
-    good = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
-    assert cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
+    assert build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
     with pytest.raises(KernelsUnavailable, match="no CUDA compiler"):
-        cubins.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
+        build.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
 
 
 def test_several_are_built_together(tmp_path: Path, fake: FakeCompiler) -> None:
     wanted = [Variant(f"axpy{i}") for i in range(20)]
-    made = cubins.obtain_all(wanted, "sm_90", directory=tmp_path, generate=generate)
+    made = build.obtain_all(wanted, "sm_90", directory=tmp_path, generate=generate)
     assert [cubin.name for cubin in made] == [variant.name for variant in wanted]
     assert len({cubin.image for cubin in made}) == 20
 
 
 def test_what_a_file_carried_is_found_first_and_the_newest_that_fits(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     for arch in ("sm_80", "sm_90", "sm_100"):
-        embedded.EMBEDDED.add([dataclasses.replace(built, arch=arch, log="carried")])
+        cubin.FROM_FILES.add([dataclasses.replace(built, arch=arch, log="carried")])
     for capability, arch in (((9, 0), "sm_90"), ((8, 9), "sm_80"), ((10, 3), "sm_100")):
-        found = embedded.find(Variant(), capability, directory=tmp_path, generate=generate)
+        found = build.find(Variant(), capability, directory=tmp_path, generate=generate)
         assert (found.arch, found.log) == (arch, "carried")
-    assert embedded.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
-    assert embedded.EMBEDDED.find("axpy", (9, 0), 12) is None
+    assert build.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
+    assert cubin.FROM_FILES.find("axpy", (9, 0), 12) is None
 
 
 def test_a_kernel_of_another_ggpass_is_not_taken(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
-    foreign = embedded.EMBEDDED.add([dataclasses.replace(built, interface="0" * 16)])
+    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    foreign = cubin.FROM_FILES.add([dataclasses.replace(built, interface="0" * 16)])
     assert foreign == ["axpy for sm_90"]
-    assert embedded.EMBEDDED.find("axpy", (9, 0)) is None
+    assert cubin.FROM_FILES.find("axpy", (9, 0)) is None
 
 
 def test_a_cubin_survives_its_bytes_and_damage_does_not(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = cubins.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
     data = built.to_bytes()
     assert Cubin.from_bytes(data) == built
     head, _, image = data.partition(b"\n")

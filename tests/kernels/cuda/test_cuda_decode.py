@@ -6,8 +6,10 @@ import torch
 from support import cuda_emulator
 from support.cuda_cases import FORMATS
 
+from ggpass.formats import Format
 from ggpass.formats.rf8 import RF8_CODEBOOK
-from ggpass.kernels.cuda.variants import COPIES, Launch
+from ggpass.kernels.cuda.geometry import COPIES
+from ggpass.kernels.cuda.variants import Launch
 
 KINDS = {"bf16": torch.bfloat16, "f16": torch.float16}
 needs_emulator = pytest.mark.skipif(bool(cuda_emulator.reason_against()), reason=cuda_emulator.reason_against())
@@ -93,8 +95,8 @@ def test_the_steps_give_the_codebook(kind: str) -> None:
 
 def run_device_function(call: str, functions: str, codebook: np.ndarray | None = None) -> np.ndarray:
     """(1024, 2) words that a device function makes of `words_of_codes`."""
+    from ggpass.kernels.cuda.compiler import Source
     from ggpass.kernels.cuda.generate.device import PRELUDE
-    from ggpass.kernels.cuda.generate.source import Source
 
     words = words_of_codes()
     out = np.zeros((len(words), 2), np.uint32)
@@ -133,12 +135,11 @@ def test_the_device_function_is_those_steps(kind: str) -> None:
 
 @needs_emulator
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["int8", "e4m3"])
-def test_the_table_gives_rounded_values(kind: str, name: str) -> None:
+@pytest.mark.parametrize("format", FORMATS["table"], ids=lambda format: format.name)
+def test_the_table_gives_rounded_values(kind: str, format: Format) -> None:
     pytest.importorskip("tvm")
     from ggpass.kernels.cuda.generate import device
 
-    format = next(f for f in FORMATS["table"] if f.name == name)
     rounded = format.codebook.to(KINDS[kind])
     bits = rounded.view(torch.int16).numpy().view(np.uint16)
     call = f"ggp_decode_table(out, words[i], shared + i % {COPIES});"

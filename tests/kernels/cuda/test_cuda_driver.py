@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cuda_stub import Stub, stub  # noqa: F401
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels.cuda import archs, driver
-from ggpass.kernels.cuda.cubins import Cubin
+from ggpass.kernels.cuda.cubin import Cubin
 from ggpass.kernels.cuda.driver import DriverError, reason_against
 from ggpass.kernels.cuda.launch import KINDS, Kernel, layout_of
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ PRELUDE = "#define uint unsigned int\n#define uchar unsigned char\n#define ushor
 
 def launch(body: str, arguments: dict, outputs: dict, *, block: int = 32, grid: int = 1, shared: int = 1024, **options):
     """Run a kernel with this body; parameters by the arrays' names and types, and 32-bit words of shared memory."""
-    from ggpass.kernels.cuda.generate.source import Source
+    from ggpass.kernels.cuda.compiler import Source
 
     types = {"uint8": "uchar", "uint16": "ushort", "uint32": "uint", "int32": "int", "float32": "float"}
     every = arguments | outputs

@@ -32,7 +32,7 @@ def test_a_kernel_with_a_fault_is_caught(what: str) -> None:
     """No comparison of results is sure to see these."""
     from support.cuda_emulator import tensors
 
-    from ggpass.kernels.cuda.generate.source import Source
+    from ggpass.kernels.cuda.compiler import Source
 
     variant = next(v for v in linear_variants("rf8", "bfloat16", 3, 9, 1040) if v.family == "small")
     pattern, replacement, message = MUTATIONS[what]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ggpass.kernels.cuda import gemm_geometry as tiling
-from ggpass.kernels.cuda import geometry, rows_geometry
+from ggpass.kernels.cuda import geometry
 from ggpass.kernels.cuda.variants import Gemm, Rows, every_linear, linear_variants
 
 GEMMS = [v for v in every_linear("rf8", "bfloat16", 64) if isinstance(v, Gemm)]
@@ -32,18 +32,18 @@ def copies(variant: Gemm, units: int, rows: int) -> tuple[np.ndarray, ...]:
     count = rows * units * variant.groups
     assert count % variant.threads == 0
     place, group, unit = tiling.copied_unit(np.arange(count), units, rows)
-    return (place if units == tiling.X_UNITS else tiling.neighbours(place)), group, unit
+    return (place if units == geometry.X_UNITS else tiling.neighbours(place)), group, unit
 
 
 def in_group(variant: Gemm, row: np.ndarray, unit: np.ndarray, codes: bool) -> np.ndarray:
-    offset = variant.rows * tiling.X_UNITS * tiling.UNIT_WORDS
+    offset = variant.rows * geometry.X_UNITS * geometry.UNIT_WORDS
     return offset + tiling.code_word(row, unit) if codes else tiling.x_word(row, unit)
 
 
 @pytest.mark.parametrize("variant", GEMMS, ids=lambda v: v.name)
 def test_a_step_copies_each_unit_once_to_a_place_of_its_own(variant: Gemm) -> None:
     places, k_of = [], {True: set(), False: set()}
-    for codes, units, rows in ((False, tiling.X_UNITS, variant.rows), (True, tiling.CODE_UNITS, variant.columns)):
+    for codes, units, rows in ((False, geometry.X_UNITS, variant.rows), (True, geometry.CODE_UNITS, variant.columns)):
         row, group, unit = copies(variant, units, rows)
         size = geometry.STEP // units
         places.append(group * variant.group_words + in_group(variant, row, unit, codes))
@@ -52,7 +52,7 @@ def test_a_step_copies_each_unit_once_to_a_place_of_its_own(variant: Gemm) -> No
         k_of[codes] = set(zip(row.tolist(), start.tolist(), strict=True))
         step = geometry.STEP * variant.groups
         assert k_of[codes] == {(r, k) for r in range(rows) for k in range(3 * step, 4 * step, size)}
-    words = (np.concatenate(places)[:, None] + np.arange(tiling.UNIT_WORDS)).reshape(-1)
+    words = (np.concatenate(places)[:, None] + np.arange(geometry.UNIT_WORDS)).reshape(-1)
     assert np.array_equal(np.sort(words), np.arange(variant.groups * variant.group_words))
 
 
@@ -60,7 +60,7 @@ def test_a_step_copies_each_unit_once_to_a_place_of_its_own(variant: Gemm) -> No
 def test_a_threads_copies_lie_whole_rows_apart(variant: Gemm) -> None:
     """The kernel adds to a thread's first copy what is the same for all threads."""
     thread = np.arange(variant.threads)
-    for codes, units, rows in ((False, tiling.X_UNITS, variant.rows), (True, tiling.CODE_UNITS, variant.columns)):
+    for codes, units, rows in ((False, geometry.X_UNITS, variant.rows), (True, geometry.CODE_UNITS, variant.columns)):
         row, group, unit = copies(variant, units, rows)
         first, _, first_unit = (part[thread] for part in (row, group, unit))
         for part in range(len(row) // variant.threads):
@@ -77,7 +77,7 @@ def test_a_threads_copies_lie_whole_rows_apart(variant: Gemm) -> None:
 
 @pytest.mark.parametrize("variant", GEMMS, ids=lambda v: v.name)
 def test_no_access_to_shared_memory_meets_in_a_bank(variant: Gemm) -> None:
-    for codes, units, rows in ((False, tiling.X_UNITS, variant.rows), (True, tiling.CODE_UNITS, variant.columns)):
+    for codes, units, rows in ((False, geometry.X_UNITS, variant.rows), (True, geometry.CODE_UNITS, variant.columns)):
         row, group, unit = copies(variant, units, rows)
         assert wavefronts(group * variant.group_words + in_group(variant, row, unit, codes), 4) == 1
     for half in range(2):
@@ -89,14 +89,14 @@ def test_no_access_to_shared_memory_meets_in_a_bank(variant: Gemm) -> None:
         pair = tiling.column_of_sum(np.arange(variant.columns // 16)[:, None], LANES, 0) // 2
         row = tiling.row_of_sum(np.arange(variant.rows // 8)[:, None, None], LANES, half)
         assert wavefronts(tiling.y_word(row, pair, variant.columns), 1) == 1
-    units = np.arange(variant.rows * variant.columns // tiling.UNIT_X)
-    row, unit = np.divmod(units, variant.columns // tiling.UNIT_X)
-    assert wavefronts(tiling.y_word(row, unit * tiling.UNIT_WORDS, variant.columns), 4) == 1
+    units = np.arange(variant.rows * variant.columns // geometry.UNIT_X)
+    row, unit = np.divmod(units, variant.columns // geometry.UNIT_X)
+    assert wavefronts(tiling.y_word(row, unit * geometry.UNIT_WORDS, variant.columns), 4) == 1
 
 
 def test_the_count_sees_conflicts() -> None:
     row = tiling.row_of_values(np.arange(16)[:, None], LANES)
-    assert wavefronts((row * tiling.X_UNITS + LANES % 4 * 2) * tiling.UNIT_WORDS, 4) == 2
+    assert wavefronts((row * geometry.X_UNITS + LANES % 4 * 2) * geometry.UNIT_WORDS, 4) == 2
     assert wavefronts(LANES * 32, 1) == 32
 
 
@@ -107,7 +107,7 @@ def test_weights_and_activations_of_a_product_have_the_same_k(variant: Gemm) -> 
         for j in range(2):
             code = geometry.quad(LANES) * geometry.CHUNK + (half * 2 + j) * 4
             unit = geometry.quad(LANES) * 2 + half
-            assert np.array_equal(code, unit * tiling.UNIT_X + 4 * j)
+            assert np.array_equal(code, unit * geometry.UNIT_X + 4 * j)
 
 
 @pytest.mark.parametrize("variant", GEMMS, ids=lambda v: v.name)
@@ -147,13 +147,13 @@ def test_the_tile_of_y_has_a_word_for_each_pair(variant: Gemm) -> None:
 def test_each_code_is_decoded_once(variant: Rows, m: int, k: int) -> None:
     blocks, panels, _ = variant.launch(m, m, k).grid
     units = k // variant.unit
-    block, part, thread = np.ix_(np.arange(blocks), np.arange(rows_geometry.PARTS), np.arange(rows_geometry.THREADS))
-    index = rows_geometry.unit_index(block, part, thread).reshape(-1)
+    block, part, thread = np.ix_(np.arange(blocks), np.arange(geometry.ROW_PARTS), np.arange(geometry.ROW_THREADS))
+    index = geometry.unit_index(block, part, thread).reshape(-1)
     counts = np.zeros((m, k), np.int64)
     for panel in range(panels):
-        there = rows_geometry.exists(index, panel, units, m)
-        row = rows_geometry.row_of_unit(index[there], panel, units)
-        start = rows_geometry.start_of_unit(index[there], units, variant.unit)
+        there = geometry.exists(index, panel, units, m)
+        row = geometry.row_of_unit(index[there], panel, units)
+        start = geometry.start_of_unit(index[there], units, variant.unit)
         for i in range(variant.unit):
             np.add.at(counts, (row, start + i), 1)
     assert (counts == 1).all()

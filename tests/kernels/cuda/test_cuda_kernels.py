@@ -16,12 +16,12 @@ from support.closeness import assert_rejects_corruption, dot_bound
 from support.cuda_device import Gpu, kernels_of, make_gpu
 from support.cuda_stub import Stub, stub  # noqa: F401
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
-from ggpass.kernels.cuda import choice, cubins, embedded, variants
-from ggpass.kernels.cuda.embedded import Embedded
+from ggpass.kernels.cuda import build, choice, cubin, variants
+from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.kernels.cuda.kernels import NotPrepared, aligned
 from ggpass.kernels.cuda.tables import inexact, table_of
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 BF16, F16 = torch.bfloat16, torch.float16
 RF8 = FORMATS["rf8"].codebook
@@ -29,7 +29,7 @@ RF8 = FORMATS["rf8"].codebook
 
 @pytest.fixture
 def gpu(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:  # noqa: F811
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     return make_gpu(stub, tmp_path / "kernels", monkeypatch)
 
 
@@ -179,7 +179,7 @@ def test_a_capture_runs_what_ran_before_and_refuses_what_did_not(gpu: Gpu) -> No
 def test_a_kernel_that_cannot_be_had_is_not_tried_again_until_a_file_brings_one(gpu: Gpu, monkeypatch) -> None:
     codes, scale, codebook = weight(8, 16)
     x = torch.ones(2, 16, dtype=BF16)
-    built = cubins.obtain(
+    built = build.obtain(
         variants.linear_variants("rf8", "bfloat16", 2, 8, 16)[0],
         "sm_90",
         directory=gpu.directory / "elsewhere",
@@ -196,7 +196,7 @@ def test_a_kernel_that_cannot_be_had_is_not_tried_again_until_a_file_brings_one(
         with pytest.raises(KernelsUnavailable, match="not installed"):
             gpu.kernels.linear(x, codes, scale, None, codebook)
     assert len(tries) == 1
-    embedded.EMBEDDED.add([built])
+    cubin.FROM_FILES.add([built])
     gpu.kernels.linear(x, codes, scale, None, codebook)
     assert gpu.last.name == built.name
 
@@ -223,8 +223,8 @@ def test_threads_that_start_together_load_once(gpu: Gpu) -> None:
 
 def test_load_builds_ahead_and_takes_what_files_carried(gpu: Gpu) -> None:
     wanted = list(variants.every_linear("rf8", "bfloat16", 16))
-    first = cubins.obtain(wanted[0], "sm_90", directory=gpu.directory, generate=gpu.kernels._generate)
-    embedded.EMBEDDED.add([dataclasses.replace(first, log="carried")])
+    first = build.obtain(wanted[0], "sm_90", directory=gpu.directory, generate=gpu.kernels._generate)
+    cubin.FROM_FILES.add([dataclasses.replace(first, log="carried")])
     gpu.compiler.built.clear()
     made = gpu.kernels.load(wanted)
     assert [cubin.name for cubin in made] == [variant.name for variant in wanted]
@@ -239,8 +239,8 @@ def test_where_the_first_choice_cannot_be_had_the_next_is_taken(gpu: Gpu, monkey
         name: str = "triton_of_no_version"
         launch = staticmethod(lambda m, n, k: variants.Launch((1, 1, 1), 32, 0))
 
-    version_of = cubins.cache.version_of
-    monkeypatch.setattr(cubins.cache, "version_of", lambda name: None if name == "triton" else version_of(name))
+    version_of = build.cache.version_of
+    monkeypatch.setattr(build.cache, "version_of", lambda name: None if name == "triton" else version_of(name))
     second = variants.every_linear("rf8", "bfloat16", 16)[0]
     monkeypatch.setattr(variants, "linear_variants", lambda *shape: (Triton(), second))
     codes, scale, codebook = weight(8, 16)
@@ -294,8 +294,8 @@ def test_the_decoder_of_each_format() -> None:
     assert (decoder, unit) == ("table", pytest.approx(1 / 127))
     assert table is not None
     assert table.tolist() == [*range(128), *range(-128, 0)]
-    assert table_of(FORMATS["e4m3"].codebook)[:2] == ("table", 1.0)
-    for name in FORMATS:
-        assert inexact(FORMATS[name].codebook, BF16) == 0
-        assert inexact(FORMATS[name].codebook, F16) == 0
+    for fmt in FORMATS.values():
+        assert table_of(fmt.codebook)[:2] == ("rf8" if fmt.decoder.kind == "rf8" else "table", fmt.decoder.unit)
+        assert inexact(fmt.codebook, BF16) == 0
+        assert inexact(fmt.codebook, F16) == 0
     assert inexact(torch.linspace(0.0, 1.0, 256), BF16) > 100

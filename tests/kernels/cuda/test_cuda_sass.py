@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.kernels.cuda import compiler
 from ggpass.kernels.cuda.archs import ARCHS
 from ggpass.kernels.cuda.variants import DECODERS, DTYPES, Variant, every_linear, row_variant
-from ggpass.kernels.unavailable import KernelsUnavailable
 
 pytest.importorskip("tvm")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ggpass.errors import InputError, WeightError
 from ggpass.ggd import SHAPE_RANGE, fit_moments
-from ggpass.passes.backslash.priors import Fits
+from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.statistics import moments, scale_of, shape_of
 from ggpass.training import RateSettings, entropy_bits, histogram
 
@@ -46,7 +46,7 @@ def test_fits_are_those_of_each_tensor_alone(shape: float, scale: float, seed: i
     sample = scale * rng.gamma(1 / shape, size=3000) ** (1 / shape) * rng.choice([-1, 1], 3000)
     weights = [torch.tensor(sample, dtype=torch.float32), torch.tensor(sample[:999].reshape(27, 37) * 3)]
     weights.append(weights[0].bfloat16())
-    fits = Fits(3)
+    fits = Priors(3)
     assert fits.update(weights, RateSettings(strength=1.0, shape_max=10.0)) == []
     for index, weight in enumerate(weights):
         alone = fit_moments(weight)
@@ -58,7 +58,7 @@ def test_fits_are_those_of_each_tensor_alone(shape: float, scale: float, seed: i
 
 def test_a_held_shape_keeps_the_deviation() -> None:
     uniform = torch.rand(4000, generator=torch.manual_seed(0)).sub_(0.5).reshape(40, 100)
-    fits = Fits(1)
+    fits = Priors(1)
     fits.update([uniform], RateSettings(strength=1.0))
     second = uniform.double().square().mean()
     assert fits.shapes == [1.0]
@@ -70,7 +70,7 @@ def test_a_held_shape_keeps_the_deviation() -> None:
 
 def test_tensors_without_a_fit_keep_the_one_they_have() -> None:
     good, zero, empty = torch.ones(2, 3), torch.zeros(2, 2), torch.zeros(0, 3)
-    fits = Fits(3)
+    fits = Priors(3)
     broken = torch.tensor([[1.0, math.nan]])
     assert fits.update([good, zero, empty], RateSettings(strength=1.0)) == []
     assert math.isnan(fits.scales[1])

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ggpass.kernels.cuda.generate.source import Source
+from ggpass.kernels.cuda.compiler import Source
 
 _HERE = Path(__file__).parent
 _PARTS = ("fibers", "memory", "warp")

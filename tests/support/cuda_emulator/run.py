@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ggpass.kernels.cuda.generate.source import Source
+from ggpass.kernels.cuda.compiler import Source
 from ggpass.kernels.cuda.variants import Launch
 from support.cuda_emulator.build import library
 

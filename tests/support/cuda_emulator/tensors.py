@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ggpass.kernels.cuda.generate.source import Source, source
+from ggpass.kernels.cuda.compiler import Source
+from ggpass.kernels.cuda.generate.source import source
 from ggpass.kernels.cuda.variants import Variant
 from support.cuda_emulator.run import run
 

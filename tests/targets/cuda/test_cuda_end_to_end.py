@@ -13,12 +13,13 @@ from support.closeness import assert_rejects_corruption, dot_bound
 from support.cuda_device import array
 from support.cuda_stub import Launched, Stub, stub  # noqa: F401
 
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
-from ggpass.kernels.cuda import compiler, cubins, embedded
-from ggpass.kernels.cuda.embedded import Embedded
+from ggpass.kernels.cuda import compiler, cubin
+from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.kernels.cuda.kernels import CudaKernels
 from ggpass.kernels.cuda.variants import Launch
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.targets import cuda_operators
 
 pytest.importorskip("tvm")
 
@@ -29,11 +30,11 @@ class Emulated:
     """The stub's launches on the emulator, and the sources that were compiled, by entry."""
 
     def __init__(self) -> None:
-        self.sources: dict[str, cubins.Source] = {}
+        self.sources: dict[str, compiler.Source] = {}
         self.failure: Exception | None = None
 
-    def generate(self, variant: object) -> cubins.Source:
-        made = cubins.generated(variant)
+    def generate(self, variant: object) -> compiler.Source:
+        made = cuda_operators.generate(variant)
         self.sources[made.entry] = made
         return made
 
@@ -76,9 +77,9 @@ def gpu(stub: Stub, emulated: Emulated, tmp_path: Path, monkeypatch: pytest.Monk
         compiler.find()
     except KernelsUnavailable as reason:
         pytest.skip(str(reason))
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     driver = stub.driver()
-    return CudaKernels(driver, driver.device(0), lambda: 0, directory=tmp_path, generate=emulated.generate)
+    return CudaKernels(driver, driver.device(0), lambda: 0, generate=emulated.generate, directory=tmp_path)
 
 
 @pytest.mark.parametrize(

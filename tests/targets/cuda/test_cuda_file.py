@@ -15,14 +15,14 @@ from torch import nn
 
 import ggpass
 from ggpass import FormatError
+from ggpass.errors import KernelsUnavailable
 from ggpass.file import PackedFile, unpack
 from ggpass.file.kernels import PREFIX, read_kernels
 from ggpass.file.kernels import kernels_of as carried_by
-from ggpass.kernels.cuda import compiler, cubins, embedded, requests, variants
-from ggpass.kernels.cuda.cubins import Cubin
-from ggpass.kernels.cuda.embedded import Embedded
-from ggpass.kernels.unavailable import KernelsUnavailable
+from ggpass.kernels.cuda import compiler, cubin, uses, variants
+from ggpass.kernels.cuda.cubin import Cubin, FileKernels
 from ggpass.packed.manifest import KEY
+from ggpass.targets import cuda_operators
 from ggpass.targets.cuda import CudaArtifact
 
 BF16 = torch.bfloat16
@@ -31,7 +31,7 @@ X = torch.randn(3, 64).to(BF16)
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
 
 
 def net() -> nn.Module:
@@ -41,12 +41,10 @@ def net() -> nn.Module:
 
 def built(arch: str = "sm_90") -> tuple[Cubin, ...]:
     """Kernels without code for every variant that the net calls."""
-    wanted = requests.variants_for([requests.Need("linear", BF16, k) for k in (64, 48)], "rf8")
+    wanted = uses.variants_for([uses.Use("linear", BF16, k) for k in (64, 48)], "rf8")
     number = int(arch.removeprefix("sm_"))
     return tuple(
-        Cubin(
-            v.name, arch, v.name, parameters_of(v.name), "nvcc13.0.88", cubins.interface(), "log", elf(number, v.name)
-        )
+        Cubin(v.name, arch, v.name, parameters_of(v.name), "nvcc13.0.88", cubin.interface(), "log", elf(number, v.name))
         for v in wanted
     )
 
@@ -81,8 +79,8 @@ def test_kernels_come_back_and_serve_the_process(saved: tuple[Path, str]) -> Non
     path, kind = saved
     assert read_kernels(path) == built()
     loaded = load(path, target_of(kind))
-    for cubin in built():
-        assert embedded.EMBEDDED.find(cubin.name, (9, 0)) == cubin
+    for made in built():
+        assert cubin.FROM_FILES.find(made.name, (9, 0)) == made
     assert carried_by(loaded) == built(), "a second save would lose them"
     assert any(f"carries {len(built())} CUDA kernels for sm_90" in note for note in ggpass.report(loaded).notes)
 
@@ -90,7 +88,7 @@ def test_kernels_come_back_and_serve_the_process(saved: tuple[Path, str]) -> Non
 def test_they_stay_where_they_are_when_asked_to(saved: tuple[Path, str]) -> None:
     path, kind = saved
     loaded = load(path, target_of(kind), kernels=False)
-    assert embedded.EMBEDDED.archs() == []
+    assert cubin.FROM_FILES.archs() == []
     assert carried_by(loaded) == ()
 
 
@@ -104,7 +102,7 @@ def test_a_machine_with_a_driver_alone_runs_them(
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
     stub.on_launch(compute)
     gpu = kernels_of(stub, tmp_path / "empty")
-    gpu._generate = cubins.generated
+    gpu._generate = cuda_operators.generate
     model = ggpass.compile(net(), target="rf8-reference")[0].lowered
     operands = model.codes, model.scale, None, model.codebook
     with pytest.raises(KernelsUnavailable, match="no CUDA compiler"):
@@ -151,7 +149,7 @@ def test_a_damaged_kernel_is_named(saved: tuple[Path, str]) -> None:
     path.write_bytes(data)
     with pytest.raises(FormatError, match=rf"{PREFIX}sm_90/.* is damaged"):
         load(path, target_of(kind))
-    assert embedded.EMBEDDED.archs() == []
+    assert cubin.FROM_FILES.archs() == []
 
 
 def test_what_is_no_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +169,7 @@ def test_kernels_of_another_version_are_not_used(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING, logger="ggpass"):
         loaded = load(path, net())
     assert "are of another version of ggpass and are not used: compile and save again" in caplog.text
-    assert embedded.EMBEDDED.archs() == []
+    assert cubin.FROM_FILES.archs() == []
     assert any("another version" in note for note in ggpass.report(loaded).notes)
 
 

@@ -1,5 +1,6 @@
 """The target `cuda` without a GPU: what it refuses and says, what it builds ahead of time, and its operators."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ggpass
 from ggpass import InputError, TargetError
-from ggpass.lowering import operators as ops
+from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
-from ggpass.integrations.dynamo.backend import GraphEditor
+from ggpass.integrations.dynamo.call_program import CallProgram
 from ggpass.kernels import cache
-from ggpass.kernels.cuda import compiler, driver, embedded, kernels, requests
-from ggpass.kernels.cuda.embedded import Embedded
+from ggpass.kernels.cuda import compiler, cubin, driver, variants
+from ggpass.kernels.cuda.cubin import FileKernels
+from ggpass.lowering import operators as ops
 from ggpass.lowering.decide import Lowering
+from ggpass.passes.lower_weights import LowerWeights
+from ggpass.passes.merge_linears import MergeLinears
 from ggpass.targets import TARGETS, cuda, cuda_operators, resolve
 from ggpass.targets.cuda import CudaArtifact
 
@@ -29,7 +33,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(embedded, "EMBEDDED", Embedded())
+    monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     monkeypatch.setattr(cuda_operators, "_said", set())
     known = cuda_operators.kernels_on
     known.cache_clear()
@@ -134,7 +138,7 @@ def test_an_artifact_holds_every_kernel_its_graph_can_call(ahead: NameCompiler) 
     art = ggpass.compile(Net().to(BF16), (IDS,), target="rf8-cuda", arch=("sm_80", "sm_90"))
     assert isinstance(art, CudaArtifact)
     assert families(art.kernels) >= {"small", "embedding", "dequantize"}
-    wanted = {v.name for k in (32, 48) for v in requests.variants.every_linear("rf8", "bfloat16", k)}
+    wanted = {v.name for k in (32, 48) for v in variants.every_linear("rf8", "bfloat16", k)}
     for arch in ("sm_80", "sm_90"):
         assert wanted | {"embedding_rf8_bfloat16", "dequantize_rf8_bfloat16"} == {
             cubin.name for cubin in art.kernels if cubin.arch == arch
@@ -164,7 +168,7 @@ def test_float32_activations_are_said_to_have_no_kernels(ahead: NameCompiler) ->
 
 def test_a_kernel_that_does_not_compile_fails_the_compilation(ahead: NameCompiler, monkeypatch) -> None:
     def refuse(source: str, arch: str, name: str) -> None:
-        raise compiler.KernelsUnavailable(f"nvcc cannot compile {name}: line 3 is wrong")
+        raise KernelsUnavailable(f"nvcc cannot compile {name}: line 3 is wrong")
 
     monkeypatch.setattr(ahead, "compile", refuse)
     with pytest.raises(TargetError, match=r"'rf8-cuda' with arch=.*cannot compile .*line 3 is wrong"):
@@ -227,7 +231,7 @@ def test_embedding_and_dequantize_equal_the_reference(gpu: Gpu) -> None:
 
 def test_without_kernels_the_reference_runs_and_says_so_once(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
     def fail(variant: object) -> None:
-        raise kernels.KernelsUnavailable("apache-tvm is not installed; run `pip install 'ggpass[tvm]'`")
+        raise KernelsUnavailable("apache-tvm is not installed; run `pip install 'ggpass[tvm]'`")
 
     gpu.kernels._generate = fail
     x, operands = torch.randn(3, 32).to(BF16), weight(24, 32)
@@ -281,23 +285,20 @@ def test_under_torch_compile_codes_and_codebook_are_where_the_weight_is(machine:
         x = torch.empty(3, 32, dtype=BF16, device="cuda")
         made = [nn.Parameter(torch.empty(24, 32, dtype=BF16, device="cuda"), requires_grad=False) for _ in range(2)]
         graph = make_fx(lambda x, a, b: nn.functional.linear(x, a) + nn.functional.linear(x, b))(x, *made)
-    lowering = Lowering()
-    codebook = lowering.format.codebook
-    editor = GraphEditor(graph, [x, *made], lowering, TARGETS["cuda"].check_tensor)
     moved = []
 
     class Moving:
-        shape, dtype = codebook.shape, codebook.dtype
-
         def to(self, device: torch.device) -> torch.Tensor:
             moved.append(device)
-            return codebook
+            with mode:
+                return torch.empty(256, device=device)
 
-    editor.lowering = type("Stand-in", (), {"__getattr__": lambda _, name: getattr(lowering, name)})()
-    editor.lowering.format = type("Format", (), {"codebook": Moving(), "name": "rf8"})()
-    editor.lower()
-    editor.merge()
-    nodes = [n for n in editor.graph.nodes if n.op == "placeholder" and str(n.target).startswith("ggpass_")]
+    stand_in = dataclasses.replace(FORMATS["rf8"])
+    object.__setattr__(stand_in, "codebook", Moving())
+    program = CallProgram(graph, [x, *made])
+    LowerWeights(Lowering(format=stand_in, check=TARGETS["cuda"].check_tensor))(program)
+    MergeLinears(floats=False)(program)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and str(n.target).startswith("ggpass_")]
     assert len(nodes) >= 5
     assert {n.meta["val"].device for n in nodes} == {torch.device("cuda:0")}
     assert moved == [torch.device("cuda:0")]
@@ -326,9 +327,9 @@ def test_tuning_times_each_shape_once(gpu: Gpu, monkeypatch: pytest.MonkeyPatch)
     on_gpu = type("On", (), {"type": "cuda", "index": 0})()
     layers = [nn.Linear(64, 48), nn.Linear(64, 48), nn.Linear(48, 16)]
     model = ggpass.compile(nn.Sequential(*layers).to(BF16), target="rf8-reference")
-    uses = list(cuda._uses_of_module(model))
+    uses = list(cuda._uses(model))
     moved = [(n, type("T", (), {"device": on_gpu, "shape": c.shape})(), b) for n, c, b in uses]
-    monkeypatch.setattr(cuda, "_uses_of_module", lambda model: moved)
+    monkeypatch.setattr(cuda, "_uses", lambda model: moved)
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape))
     assert set(cuda.tune(model, (1, 16))) == {"1 × 48 × 64", "16 × 48 × 64", "1 × 16 × 48", "16 × 16 × 48"}
     assert asked == [(1, (48, 64)), (16, (48, 64)), (1, (16, 48)), (16, (16, 48))]

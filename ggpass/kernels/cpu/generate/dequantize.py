@@ -6,9 +6,9 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from ggpass.kernels.cpu.generate.decoders import Decoder
-from ggpass.kernels.cpu.generate.rows import LINE
 from ggpass.kernels.cpu.generate.vectors import prefetch, shuffle
 from ggpass.kernels.cpu.isa import Isa
+from ggpass.kernels.cpu.regimes import LINE
 
 _AHEAD = 1024
 

@@ -10,9 +10,7 @@ from tvm.script import tirx as T
 from ggpass.kernels.cpu.generate.decoders import Decoder
 from ggpass.kernels.cpu.generate.vectors import Registers, horizontal_sum, prefetch, shuffle, zeros
 from ggpass.kernels.cpu.isa import Isa
-
-#: Codes of one cache line; every loop over k goes line by line, and K is at least this.
-LINE = 64
+from ggpass.kernels.cpu.regimes import LINE
 
 
 @dataclass(frozen=True)

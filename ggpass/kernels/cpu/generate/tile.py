@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from ggpass.kernels.cpu.generate.decoders import Decoder
-from ggpass.kernels.cpu.generate.rows import LINE
 from ggpass.kernels.cpu.generate.vectors import Registers, prefetch, transpose, zeros
 from ggpass.kernels.cpu.isa import Isa
+from ggpass.kernels.cpu.regimes import LINE
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The generator of the CUDA kernels, in TVM TensorIR. Only `ggpass.kernels.cuda.cubins` imports it, when it builds."""
+"""The generator of the CUDA kernels, in TVM TensorIR. Only the target `cuda` imports it, when it builds."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from ggpass.kernels.cuda.variants import COPIES
+from ggpass.kernels.cuda.geometry import COPIES
 
 _KIND = {"bfloat16": "bf16", "float16": "f16"}
 

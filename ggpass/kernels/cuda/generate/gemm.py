@@ -9,9 +9,19 @@ from tvm.script import tirx as T
 
 from ggpass.kernels.cuda import gemm_geometry as tiling
 from ggpass.kernels.cuda import geometry
-from ggpass.kernels.cuda.gemm_geometry import CODE_UNITS, TOGETHER, UNIT_WORDS, UNIT_X, WARP_TILES, X_UNITS
 from ggpass.kernels.cuda.generate.device import Device, decoder
-from ggpass.kernels.cuda.geometry import CHUNK, ROWS_B, STEP, WARP
+from ggpass.kernels.cuda.geometry import (
+    CHUNK,
+    CODE_UNITS,
+    ROWS_B,
+    STEP,
+    TOGETHER,
+    UNIT_WORDS,
+    UNIT_X,
+    WARP,
+    WARP_TILES,
+    X_UNITS,
+)  # fmt: skip
 from ggpass.kernels.cuda.variants import Gemm
 
 

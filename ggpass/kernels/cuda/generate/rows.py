@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from ggpass.kernels.cuda import rows_geometry as tiling
+from ggpass.kernels.cuda import geometry
 from ggpass.kernels.cuda.generate.device import Device
-from ggpass.kernels.cuda.geometry import ceil_div
-from ggpass.kernels.cuda.rows_geometry import PANEL, PARTS, THREADS
-from ggpass.kernels.cuda.variants import COPIES, Rows
+from ggpass.kernels.cuda.geometry import COPIES, PANEL, ROW_PARTS, ROW_THREADS, ceil_div
+from ggpass.kernels.cuda.variants import Rows
 
 
 def rows_kernel(variant: Rows):
@@ -27,8 +26,8 @@ def rows_kernel(variant: Rows):
     lookup = variant.decoder == "table"
 
     def fill_table(shared, codebook, thread):
-        with T.serial(256 * COPIES // THREADS) as i:
-            at = T.bind(i * THREADS + thread)
+        with T.serial(256 * COPIES // ROW_THREADS) as i:
+            at = T.bind(i * ROW_THREADS + thread)
             T.buffer_store(shared, T.reinterpret("uint32", codebook[at // COPIES]), [at])
         T.evaluate(T.tvm_storage_sync("shared"))
 
@@ -66,10 +65,10 @@ def rows_kernel(variant: Rows):
     def part_of(ids, codes, scale, loaded, factors, part, block, panel, thread, rows, n, k, scale_stride):
         """Load a part's codes and its factor; returns whether it exists and where its outputs go."""
         units = T.bind(k // unit)
-        index = T.bind(tiling.unit_index(block, part, thread))
-        row, start = tiling.row_of_unit(index, panel, units), tiling.start_of_unit(index, units, unit)
+        index = T.bind(geometry.unit_index(block, part, thread))
+        row, start = geometry.row_of_unit(index, panel, units), geometry.start_of_unit(index, units, unit)
         row, start = T.bind(row), T.bind(start)
-        there = T.bind(tiling.exists(index, panel, units, rows))
+        there = T.bind(geometry.exists(index, panel, units, rows))
         with T.If(there), T.Then():
             at, known = source_row(ids, row, n)
             address = T.address_of(codes[T.cast(at, "int64") * k + start])
@@ -81,15 +80,15 @@ def rows_kernel(variant: Rows):
         return there, T.cast(row, "int64") * k + start
 
     def body(shared, ids, codes, scale, codebook, y, block, panel, thread, rows, n, k, scale_stride):
-        loaded = T.alloc_buffer((PARTS * words,), "uint32", scope="local")
-        factors = T.alloc_buffer((PARTS,), "float32", scope="local")
+        loaded = T.alloc_buffer((ROW_PARTS * words,), "uint32", scope="local")
+        factors = T.alloc_buffer((ROW_PARTS,), "float32", scope="local")
         weights = T.alloc_buffer((2,), "uint32", scope="local")
         outputs = T.alloc_buffer((4,), "uint32", scope="local")
         if lookup:
             fill_table(shared, codebook, thread)
         table = None if lookup else T.bind(device.rf8_table())
         of_row = (block, panel, thread, rows, n, k, scale_stride)
-        parts = [part_of(ids, codes, scale, loaded, factors, part, *of_row) for part in range(PARTS)]
+        parts = [part_of(ids, codes, scale, loaded, factors, part, *of_row) for part in range(ROW_PARTS)]
         for part, (there, at) in enumerate(parts):
             with T.If(there), T.Then():
                 decoded = []
@@ -112,9 +111,9 @@ def rows_kernel(variant: Rows):
         scale = T.match_buffer(scale_p, (scales,), "float32", align=4)
         codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
         y = T.match_buffer(y_p, (y_size,), "float32" if variant.dtype == "float32" else "uint16", align=16)
-        block = T.launch_thread("blockIdx.x", ceil_div(k * PANEL, THREADS * PARTS))
+        block = T.launch_thread("blockIdx.x", ceil_div(k * PANEL, ROW_THREADS * ROW_PARTS))
         panel = T.launch_thread("blockIdx.y", ceil_div(m, PANEL))
-        thread = T.launch_thread("threadIdx.x", THREADS)
+        thread = T.launch_thread("threadIdx.x", ROW_THREADS)
         shared = T.alloc_buffer((256 * COPIES if lookup else 1,), "uint32", scope="shared.dyn")
         body(shared, ids, codes, scale, codebook, y, block, panel, thread, m, n, k, scale_stride)
 

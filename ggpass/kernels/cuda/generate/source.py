@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import tvm
 
+from ggpass.kernels.cuda.compiler import Source
 from ggpass.kernels.cuda.generate.device import PRELUDE
 from ggpass.kernels.cuda.generate.gemm import gemm_kernel
 from ggpass.kernels.cuda.generate.rows import rows_kernel
@@ -15,21 +15,6 @@ from ggpass.kernels.cuda.generate.small import small_kernel
 from ggpass.kernels.cuda.variants import Variant
 
 _MAKERS = {"small": small_kernel, "gemm": gemm_kernel, "embedding": rows_kernel, "dequantize": rows_kernel}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A translation unit with one kernel.
-
-    Attributes:
-        text: CUDA C without any include, the same for every architecture.
-        entry: the kernel's name.
-        parameters: their names, in order.
-    """
-
-    text: str
-    entry: str
-    parameters: tuple[str, ...]
 
 
 def source(variant: Variant) -> Source:

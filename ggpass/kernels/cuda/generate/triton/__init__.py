@@ -1,1 +1,1 @@
-"""The GEMM in Triton, for architectures whose tensor cores TVM's kernels do not fill. Only `cubins` imports it."""
+"""The GEMM in Triton, for architectures whose tensor cores TVM's kernels do not fill. Only `build` imports it."""

@@ -1,4 +1,4 @@
-"""Need: one operator of a model, as far as it decides which kernels the model calls."""
+"""Use: one operator of a model, as far as it decides which kernels the model calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROW_DTYPES = {**DTYPES, torch.float32: "float32"}
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a lowered weight is used for.
+class Use:
+    """How a model computes with a quantized weight.
 
     Attributes:
         family: "linear", "embedding" or "dequantize".
@@ -30,16 +30,16 @@ class Need:
     k: int
 
 
-def variants_for(needs: Iterable[Need], decoder: str) -> list[Variant]:
-    """Every variant that these uses can call, for any number of rows; each once.
+def variants_for(uses: Iterable[Use], decoder: str) -> list[Variant]:
+    """Return every variant that these uses can call, for any number of rows; each once.
 
     A linear in float32 is dequantized and multiplied in torch; one in any wider dtype needs no kernel.
     """
     found: dict[str, Variant] = {}
-    for need in needs:
-        family = "dequantize" if need.family == "linear" and need.dtype not in DTYPES else need.family
-        if need.dtype in ROW_DTYPES:
-            for variant in _of(family, decoder, ROW_DTYPES[need.dtype], need.k):
+    for use in uses:
+        family = "dequantize" if use.family == "linear" and use.dtype not in DTYPES else use.family
+        if use.dtype in ROW_DTYPES:
+            for variant in _of(family, decoder, ROW_DTYPES[use.dtype], use.k):
                 found.setdefault(variant.name, variant)
     return list(found.values())
 

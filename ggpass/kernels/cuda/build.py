@@ -1,0 +1,181 @@
+"""The cubin of a variant: from a file that was loaded, from the disk cache, or built into it.
+
+Only building needs TVM and a compiler: what is in the cache serves without, whatever versions built it, as the CPU's
+libraries do. The generator is the caller's: this module knows no TVM.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ggpass.errors import KernelsUnavailable
+from ggpass.kernels import cache
+from ggpass.kernels.cuda import compiler, cubin
+from ggpass.kernels.cuda.archs import Capability, arch_for, parse
+from ggpass.kernels.cuda.compiler import Source
+from ggpass.kernels.cuda.cubin import INTERFACE, Cubin, described, interface
+from ggpass.kernels.cuda.variants import Variant
+
+logger = logging.getLogger("ggpass")
+
+_GENERATOR = Path(__file__).parent / "generate"
+_TRITON = _GENERATOR / "triton"
+
+Generate = Callable[[Variant], Source]
+
+
+@functools.cache
+def key() -> str:
+    """Sixteen hex digits that change whenever the generated CUDA C could."""
+    return cache.key_of(f"cuda {INTERFACE}", [*sorted(_GENERATOR.glob("*.py")), *described()])
+
+
+def find(
+    variant: Variant,
+    capability: Capability,
+    newest: int | None = None,
+    *,
+    generate: Generate,
+    directory: Path | None = None,
+) -> Cubin:
+    """Return the cubin of a variant for a device: a loaded file's, a cached one, or one that is built now.
+
+    Args:
+        capability: of the device.
+        newest: the driver's CUDA release.
+
+    Raises:
+        KernelsUnavailable: none can be had, with the reason and the next action.
+    """
+    found = cubin.FROM_FILES.find(variant.name, capability, newest)
+    if found is not None:
+        return found
+    try:
+        return obtain(variant, arch_for(capability), newest, generate=generate, directory=directory)
+    except KernelsUnavailable as error:
+        there = cubin.FROM_FILES.archs()
+        also = f"; loaded files carry other kernels, for {', '.join(there)}" if there else ""
+        raise KernelsUnavailable(f"{error}{also}") from error
+
+
+def obtain(
+    variant: Variant,
+    arch: str,
+    newest: int | None = None,
+    *,
+    generate: Generate,
+    directory: Path | None = None,
+) -> Cubin:
+    """The cubin of a variant for an architecture, from the disk cache or built into it.
+
+    Raises:
+        KernelsUnavailable: it is not there and cannot be built.
+    """
+    parse(arch)
+    directory = cache.default_directory() if directory is None else directory
+    if variant.name.startswith("triton_"):
+        return _obtain_triton(variant, arch, newest, directory)
+    stem = f"cuda-{arch}-{variant.name}-{key()}"
+    tvm = cache.version_of("apache-tvm")
+    try:
+        built_by = compiler.find(newest)
+    except KernelsUnavailable as error:
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", str(error))
+    if tvm is None:
+        reason = "apache-tvm is not installed to build it; run `pip install 'ggpass[tvm]'`"
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason)
+    path = directory / f"{stem}-tvm{tvm}-{built_by.label}.cubin"
+
+    def build(to: Path) -> None:
+        made = generate(variant)
+        compiled = built_by.compile(made.text, arch, variant.name)
+        head = (variant.name, arch, made.entry, made.parameters, built_by.label, interface(), compiled.log)
+        to.write_bytes(Cubin(*head, compiled.cubin).to_bytes())
+
+    return _read(cache.obtain(path, build))
+
+
+def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path) -> Cubin:
+    """The cubin of a kernel of Triton's, which brings its own compiler."""
+    stem = f"cuda-{arch}-{variant.name}-{cache.key_of('triton', [*sorted(_TRITON.glob('*.py')), *described()])}"
+    version = cache.version_of("triton")
+    if version is None:
+        reason = "triton is not installed to build it; run `pip install triton`"
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason)
+
+    def build(to: Path) -> None:
+        try:
+            from ggpass.kernels.cuda.generate.triton.gemm import build as compile_triton
+
+            made = compile_triton(variant, arch)
+        except Exception as error:  # whatever goes wrong in another compiler, the other kernels are there
+            raise KernelsUnavailable(f"triton {version} does not build {variant.name} for {arch}: {error}") from error
+        label = f"ptxas{made.cuda}-triton{version}"
+        head = (variant.name, made.arch, made.entry, made.parameters, label, interface(), made.log)
+        to.write_bytes(Cubin(*head, made.cubin).to_bytes())
+
+    built = _read(cache.obtain(directory / f"{stem}-triton{version}.cubin", build))
+    if newest is not None and built.cuda > newest:
+        raise KernelsUnavailable(
+            f"triton {version} builds for CUDA {built.cuda} and the driver takes {newest}; update the driver"
+        )
+    return built
+
+
+def _read(path: Path) -> Cubin:
+    try:
+        return Cubin.from_bytes(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise KernelsUnavailable(f"cannot read {path} ({error}); delete the file to build it anew") from error
+
+
+def _cached(directory: Path, stem: str, newest: int | None, what: str, reason: str) -> Cubin:
+    """What any version of TVM and of a compiler built, where this process cannot build."""
+    for path in sorted(directory.glob(f"{stem}-*.cubin"), reverse=True):
+        if cache.whole(path):
+            built = _read(path)
+            if newest is None or built.cuda <= newest:
+                return built
+    raise KernelsUnavailable(f"{what} is not in {directory}, and {reason}; or load a file that carries it")
+
+
+def obtain_all(
+    variants: Iterable[Variant],
+    arch: str,
+    newest: int | None = None,
+    *,
+    generate: Generate,
+    directory: Path | None = None,
+) -> list[Cubin]:
+    """`obtain` for each variant, compiling several at a time.
+
+    Triton's kernels are alternatives to others: where one cannot be had it is left out, which is logged.
+
+    Raises:
+        KernelsUnavailable: as `obtain`.
+    """
+    # TVM generates one text at a time, while the compilers are processes of their own.
+    lock = threading.Lock()
+
+    def one_at_a_time(variant: Variant) -> Source:
+        with lock:
+            return generate(variant)
+
+    def build(variant: Variant) -> Cubin | None:
+        try:
+            return obtain(variant, arch, newest, generate=one_at_a_time, directory=directory)
+        except KernelsUnavailable as error:
+            if not variant.name.startswith("triton_"):
+                raise
+            logger.info("left out: %s", error)
+            return None
+
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), "ggpass-nvcc") as pool:
+        return [built for built in pool.map(build, variants) if built is not None]
