@@ -34,6 +34,8 @@ except ImportError:  # a system without advisory locks: unfinished files stay
 EXTERNAL_BYTES = 64 << 20
 #: Mapped tensors start at a page; smaller ones are packed.
 PAGE = 4096
+#: In a model's metadata: the data files that its save was about to erase, in case the process was killed before.
+REPLACES = "ggpass.replaces"
 #: Names of files that are not finished; the process that writes one holds a lock on it.
 UNFINISHED = ".ggpass-unfinished-"
 
@@ -96,28 +98,27 @@ def save(
     model.metadata_props["ggpass.version"] = _ggpass_version()
     with explained(f"{path} could not be written", "please report the model"):
         _erase_unfinished(path.parent)
-        replaced = _data_of(path) - {file.resolve() for file in keep}
+        old = _data_of(path, keep)
+        model.metadata_props[REPLACES] = " ".join(old.values())
         data: Path | None = None
         try:
             with _unfinished(path.parent) as (data_file, part), _unfinished(path.parent) as (file, whole):
                 if external_data:
                     places = _write_data(model, data_file)
+                    _refer(model, places, part)
+                _write_model(model, file)
+                note = check(whole)
+                if external_data:
                     data = _publish(part, path)
                     _refer(model, places, data)
-                for graph in model.graphs():
-                    for value in graph.initializers.values():
-                        assert value.const_value is not None
-                        value.const_value.name = value.name
-                file.write(ir.to_proto(model).SerializeToString())
-                file.flush()
-                note = check(whole)
+                    _write_model(model, file)
                 os.replace(whole, path)
         except BaseException:
             if data is not None:
                 data.unlink(missing_ok=True)
             raise
-        for old in replaced - ({data.resolve()} if data else set()):
-            _erase(old)
+        for replaced in old:
+            _erase(replaced)
     return path.stat().st_size + (data.stat().st_size if data else 0), note
 
 
@@ -166,6 +167,17 @@ def _write_data(model: ir.Model, file: BinaryIO) -> list[tuple[ir.Value, int]]:
     return places
 
 
+def _write_model(model: ir.Model, file: BinaryIO) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            assert value.const_value is not None
+            value.const_value.name = value.name
+    file.seek(0)
+    file.truncate()
+    file.write(ir.to_proto(model).SerializeToString())
+    file.flush()
+
+
 def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     start = file.tell()
     file.write(tensor.tobytes())
@@ -200,15 +212,29 @@ def _publish(part: Path, path: Path) -> Path:
     raise InputError(f"{path.parent} has a file of every name for the tensors of {path.name}; erase the old ones")
 
 
-def _data_of(path: Path) -> set[Path]:
-    """Return the data files of the model at a path that a save to that path wrote, this one or an earlier."""
-    ours = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8})?\.data")
-    found = {
-        file for file in path.parent.iterdir() if re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{8}\.data", file.name)
-    }
+def _data_of(path: Path, keep: Collection[Path]) -> dict[Path, str]:
+    """Return the data files of earlier saves to a path, each with what tells it from a later file of that name.
+
+    They are those that the model there uses, those that it replaced, and those whose names only this module makes.
+    """
+    unique = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    found = {file for file in path.parent.iterdir() if unique.fullmatch(file.name)}
+    usual = path.with_name(f"{path.name}.data")
     with suppress(GgpassError):
-        found |= {tensor.file for tensor, _ in tensors_of(load(path)) if isinstance(tensor, MappedTensor)}
-    return {file.resolve() for file in found if ours.fullmatch(file.name) and not file.is_symlink()}
+        model = load(path)
+        used = {tensor.file.name for tensor, _ in tensors_of(model) if isinstance(tensor, MappedTensor)}
+        if usual.name in used or _identity(usual) in model.metadata_props.get(REPLACES, "").split():
+            found.add(usual)
+    kept = {file.resolve() for file in keep}
+    return {file: _identity(file) for file in sorted(found) if file.resolve() not in kept and not file.is_symlink()}
+
+
+def _identity(file: Path) -> str:
+    """Return the size and the time of a file as one word, or a word that no file has."""
+    with suppress(OSError):
+        stat = file.stat()
+        return f"{stat.st_size}:{stat.st_mtime_ns}"
+    return "missing"
 
 
 def check_path(path: str | Path) -> Path:
