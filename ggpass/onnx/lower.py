@@ -25,7 +25,7 @@ from ggpass.onnx.boundary import explained
 from ggpass.onnx.lazy_codes import reason_of_values
 from ggpass.onnx.names import STANDARD, Names
 from ggpass.onnx.nodes import complete
-from ggpass.onnx.normalize import normalize, with_opset
+from ggpass.onnx.normalize import drop_traces, normalize, with_opset
 from ggpass.onnx.opening import open_once
 from ggpass.onnx.reader import load
 from ggpass.onnx.rewrite import Rewriter
@@ -68,15 +68,16 @@ def lower_file(
         before = bytes_of(path_in, model)
         report = Report("LowerOnnx")
         normalize(model)
+        notes = [drop_traces(model)]
         if fallback:
-            model, note = with_opset(model, MIN_OPSET, str(path_in))
-            report.notes += [note] if note else []
+            model, converted = with_opset(model, MIN_OPSET, str(path_in))
+            notes.append(converted)
         lower_model(model, lowering, report)
         attach_functions(model, fallback)
-        written, note = save(
+        written, opened = save(
             model, path_out, external_data, lambda file: open_once(file, path_out.name, fallback, path_in), sources
         )
-    report.notes += [note] if note else []
+    report.notes += [note for note in (*notes, opened) if note]
     report.notes.append(f"{path_out.name}: {written} bytes, {written / before:.3f} of {path_in.name}")
     return report
 
