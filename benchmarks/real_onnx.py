@@ -72,10 +72,8 @@ def line(package: str, path: Path, target: str, folder: Path) -> str:
         file.unlink()
     stays = sorted(((s.bytes, s.reason) for s in report.skips if s.matrix), reverse=True)
     most = f"{stays[0][0] / 1e3:.0f} kB {stays[0][1]}" if stays and stays[0][0] > 0.02 * before else ""
-    share = f"{report.lowered_share:.3f}"
-    return (
-        f"{name} | {before / 1e6:.2f} | {after / before:.3f} | {share} | {'; '.join(loads) or 'three ways'} | {most} |"
-    )
+    numbers = f"{before / 1e6:.2f} | {after / before:.3f} | {report.lowered_share:.3f}"
+    return f"{name} | {numbers} | {'; '.join(loads) or 'three ways'} | {most} |"
 
 
 def main() -> None:
@@ -93,6 +91,8 @@ def main() -> None:
             except subprocess.CalledProcessError as error:
                 print(f"| {package} | not fetched: {error.stderr.strip().splitlines()[-1][:120]} | | | | | |")
                 continue
+            if not files:
+                print(f"| {package} | no ONNX file | | | | | |")
             for path in files:
                 print(line(package, path, chosen.target, Path(lowered)), flush=True)
 

@@ -44,9 +44,11 @@ def drop_traces(model: ir.Model) -> str:
     """Drop the stack traces that torch leaves at each node, a fifth of some files; return a note, or ''."""
     dropped = 0
     for graph in graphs_of(model):
-        for owner in (graph, *graph.inputs, *(item for node in graph for item in (node, *node.outputs))):
-            for key in [key for key in owner.metadata_props if key.startswith("pkg.torch.onnx.")]:
-                dropped += len(key) + len(owner.metadata_props.pop(key))
+        nodes = list(graph)
+        values = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
+        for props in [graph.metadata_props, *(n.metadata_props for n in nodes), *(v.metadata_props for v in values)]:
+            for key in [key for key in props if key.startswith("pkg.torch.onnx.")]:
+                dropped += len(key) + len(props.pop(key))
     return f"dropped {dropped} bytes of stack traces and paths of the exporting machine" if dropped > SMALL else ""
 
 
