@@ -93,12 +93,14 @@ class WeightView(Tensor):
     """
 
     held: Held
+    place: Tensor
 
     @staticmethod
     def of(held: Held, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "WeightView":
         """Return the view of codes that stand for a weight of this shape, dtype and device."""
-        view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=device)
-        view.held = held
+        # To torch's core it is on the meta device: code that takes its memory past Python fails there, and cannot crash.
+        view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=torch.device("meta"))
+        view.held, view.place = held, torch.empty(0, device=device)
         return view
 
     @classmethod
@@ -112,6 +114,8 @@ class WeightView(Tensor):
         kwargs = kwargs or {}
         name, kind = _name_of(func)
         if name in QUESTIONS and kind != "__set__":
+            if name in ("device", "get_device", "is_cpu", "is_cuda", "is_meta"):
+                return func(args[0].place, *args[1:], **kwargs)
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if (name in ("data", "detach") and kind != "__set__") or _freezes(name, args):
