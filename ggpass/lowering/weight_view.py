@@ -98,7 +98,7 @@ class WeightView(Tensor):
     @staticmethod
     def of(held: Held, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "WeightView":
         """Return the view of codes that stand for a weight of this shape, dtype and device."""
-        # To torch's core it is on the meta device: code that takes its memory past Python fails there, and cannot crash.
+        # To torch's core it is on the meta device: code that takes its memory past Python fails, and cannot crash.
         view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=torch.device("meta"))
         view.held, view.place = held, torch.empty(0, device=device)
         return view
