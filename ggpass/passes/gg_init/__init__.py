@@ -214,7 +214,7 @@ class GGInit:
         values = draw(old.shape, plan.shape, plan.std, self.seed, candidate.name).to(old.device, old.dtype)
         if plan.use.padding is not None:
             values[plan.use.padding] = old.detach()[plan.use.padding]
-        if program is not None and not self.inplace:
+        if program is not None and (program.training or not self.inplace):
             program.replace(candidate.weight, values, requires_grad=old.requires_grad)
             return
         with torch.no_grad():
