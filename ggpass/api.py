@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,13 +26,14 @@ from ggpass.passes.fold_batch_norm import FoldBatchNorm
 from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
-from ggpass.targets import Target, resolve
+from ggpass.targets import Target, place, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
 
 Carried = TypeVar("Carried")
+Filled = TypeVar("Filled", nn.Module, Artifact)
 
 
 def lowering_for(
@@ -373,7 +375,7 @@ def save(compiled: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         FormatError: it holds nothing that can be stored.
     """
-    from ggpass.file import save as save_file
+    from ggpass.file.save import save as save_file
 
     save_file(compiled, Path(path))
 
@@ -382,23 +384,33 @@ Artifact.writer = save
 
 
 def load(
-    path: str | os.PathLike[str], into: nn.Module | None = None, *, device: str | None = None, kernels: bool = True
-) -> nn.Module:
-    """Fill a model from a file that `save` or `ggpass pack` wrote; weights stored as codes stay codes.
+    path: str | os.PathLike[str],
+    into: Filled | None = None,
+    *,
+    target: str | None = None,
+    device: str | torch.device | None = None,
+    kernels: bool = True,
+) -> Filled:
+    """Fill a model from a file that `save` or `ggpass pack` wrote, or leave it as it was; codes stay codes.
 
     Args:
-        path: of the file.
-        into: a float model of the same architecture, whose values do not matter; it may be on the meta device.
-        device: where the model goes; if left out where it is, the CPU for one on the meta device.
+        path: of the file; or a directory of packed shards, or its index.
+        into: a float model of the same architecture, whose values do not matter; it may be on the meta device. Or what
+            `compile` made of one.
+        target: `format-device`, as for `compile`, or a target's name alone, which takes the format that most weights of
+            the file have. If left out: that of the device, or `reference` if it has none that can be used here.
+        device: where the model goes, as "cuda:0". If left out: where the target computes, or else where it is; the CPU
+            for a model on the meta device.
         kernels: whether GPU kernels that the file carries serve this process. They are machine code for the GPU: take
             them only from where you would take a program.
 
     Raises:
         FormatError: a damaged file, or one that does not fit `into`; the message names the tensor.
+        TargetError: an unknown or unusable target, or an unknown device.
     """
-    from ggpass.file import load as load_file
+    from ggpass.file.load import load as load_file
 
-    return load_file(Path(path), into, device=device, kernels=kernels)
+    return load_file(Path(path), into, *place(target, device, into), kernels=kernels)
 
 
 def _carried(compiled: Any, what: str, kind: type[Carried]) -> Carried:

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from ggpass.integrations.attachment import Attachment
-from ggpass.training import RateSettings, Regularizer
+from ggpass.integrations.callback import RateCallback
 
 try:
     import lightning.pytorch as pl
@@ -14,7 +13,7 @@ except ImportError as error:
     raise ImportError(f"the Lightning callback needs {error.name}: pip install 'ggpass[lightning]'") from error
 
 
-class BackSlashCallback(pl.Callback):
+class BackSlashCallback(RateCallback, pl.Callback):
     """Trainer(callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the module's own optimizers.
 
     1. Each step of an optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
@@ -31,26 +30,9 @@ class BackSlashCallback(pl.Callback):
         regularizer: the Regularizer of the current or the last fit; None before the first.
     """
 
-    def __init__(self, settings: RateSettings | None = None, **fields: Any) -> None:
-        """Check the settings; nothing is attached before the fit begins.
+    _saved: dict[str, Any] | None = None
 
-        Args:
-            settings: a `BackSlash`, or:
-            fields: its fields, one by one.
-
-        Raises:
-            InputError: both or neither given, or values that cannot be meant.
-        """
-        super().__init__()
-        self._attachment = Attachment(settings, fields)
-        self._saved: dict[str, Any] | None = None
-
-    @property
-    def regularizer(self) -> Regularizer | None:
-        """The Regularizer of the current or the last fit; None before the first."""
-        return self._attachment.regularizer
-
-    # What Lightning calls.
+    # For Lightning.
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Attach, once weights and optimizers are sharded and restored, and continue from the checkpoint.
@@ -62,14 +44,12 @@ class BackSlashCallback(pl.Callback):
         total = trainer.estimated_stepping_batches
         # With several optimizers Lightning's count is of all their steps.
         countable = len(trainer.optimizers) == 1 and not math.isinf(total) and total > 0
-        self._attachment.start(
+        self.start(
             pl_module,
             trainer.optimizers,
             step=trainer.global_step,
             last_step=int(total) if countable else None,
             saved=saved,
-            scaler=getattr(trainer.precision_plugin, "scaler", None),
-            micro_batches=trainer.accumulate_grad_batches,
             who=self.state_key,
         )
 
@@ -77,20 +57,20 @@ class BackSlashCallback(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the bits, λ and the zeros."""
-        for name, value in self._attachment.figures().items():
+        for name, value in self.figures().items():
             pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=True, batch_size=1)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take the hooks off the optimizers."""
-        self._attachment.detach()
+        self.detach()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Take the hooks off the optimizers."""
-        self._attachment.detach(finished=False)
+        self.detach(finished=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What Lightning writes into its checkpoints: numbers and one tensor, which `weights_only` loads."""
-        return self._attachment.state() or {}
+        """Return the entry of Lightning's checkpoints: numbers and one tensor, which `weights_only` loads."""
+        return self.saved_state() or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until the fit begins."""

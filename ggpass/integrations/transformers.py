@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from ggpass.errors import InputError
 from ggpass.integrations import exact_weights
-from ggpass.integrations.attachment import Attachment
-from ggpass.training import RateSettings, Regularizer
+from ggpass.integrations.callback import RateCallback
 
 try:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -24,7 +23,7 @@ except ImportError as error:
     raise ImportError(f"the Trainer's callback needs {error.name}: pip install 'ggpass[trainer]'") from error
 
 
-class BackSlashCallback(TrainerCallback, ExportableState):
+class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
     """Trainer(..., callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the Trainer's own optimizer.
 
     1. Each step of the real optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
@@ -41,26 +40,10 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         regularizer: the Regularizer of the current or the last training; None before the first.
     """
 
-    def __init__(self, settings: RateSettings | None = None, **fields: Any) -> None:
-        """Check the settings; nothing is attached before the training begins.
+    #: By which the last saved state knows its file of exact weights.
+    _token = ""
 
-        Args:
-            settings: a `BackSlash`, or:
-            fields: its fields, one by one.
-
-        Raises:
-            InputError: both or neither given, or values that cannot be meant.
-        """
-        self._attachment = Attachment(settings, fields)
-        #: What the last saved state knows its file of exact weights by.
-        self._token = ""
-
-    @property
-    def regularizer(self) -> Regularizer | None:
-        """The Regularizer of the current or the last training; None before the first."""
-        return self._attachment.regularizer
-
-    # What the Trainer calls.
+    # For the Trainer.
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,15 +60,12 @@ class BackSlashCallback(TrainerCallback, ExportableState):
             raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
         # Before the first step the entry is of this object itself: of an earlier training, if it had one.
         saved = entry.get("attributes", {}).get("saved") if state.global_step else None
-        optimizer = kwargs["optimizer"]
-        self._attachment.start(
+        self.start(
             kwargs["model"],
-            [_stepping(optimizer)],
+            [_stepping(kwargs["optimizer"])],
             step=state.global_step,
             last_step=state.max_steps,
             saved=saved,
-            scaler=getattr(optimizer, "scaler", None),
-            micro_batches=args.gradient_accumulation_steps,
             who=name,
             rate_of=functools.partial(_rate_of, saved, args, state),
         )
@@ -103,7 +83,7 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         """Add the bits, λ and the zeros to what is logged while training."""
         if logs is None or "loss" not in logs:
             return
-        figures = self._attachment.figures()
+        figures = self.figures()
         logs.update(figures)
         if state.log_history:
             state.log_history[-1].update(figures)
@@ -118,22 +98,22 @@ class BackSlashCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the hooks off the optimizer."""
-        self._attachment.detach()
+        self.detach()
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes into `trainer_state.json`: numbers, lists and strings."""
-        saved = self._attachment.state()
+        """Return the entry of `trainer_state.json`: numbers, lists and strings."""
+        saved = self.saved_state()
         if saved is not None:
             self._token = uuid.uuid4().hex
             exact = self._token if saved["rate"].pop("exact_weights", None) else None
             saved |= {"rate": _to_json(saved["rate"]), "exact": exact}
-        return {"args": dataclasses.asdict(self._attachment.settings), "attributes": {"saved": saved}}
+        return {"args": dataclasses.asdict(self.settings), "attributes": {"saved": saved}}
 
 
 def _rate_of(
     saved: Any, args: TrainingArguments, state: TrainerState, weights: dict[str, nn.Parameter]
 ) -> dict[str, Any]:
-    """The Regularizer's state: what `trainer_state.json` holds, and the exact weights of the file beside it."""
+    """Return the Regularizer's state: the entry of `trainer_state.json`, and the exact weights beside it."""
     rate = _from_json(saved["rate"])
     if saved["exact"]:
         named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
@@ -157,7 +137,7 @@ def _from_json(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stepping(optimizer: Any) -> Optimizer:
-    """The optimizer that steps, inside what accelerate wraps around it: its hooks see real steps alone."""
+    """Return the optimizer that steps, inside what accelerate wraps around it: its hooks see real steps alone."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):

@@ -10,8 +10,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import TraceError
-from ggpass.graph.program import Program, owner_of
-from ggpass.passes.backslash.node import rate_node, ready_nodes
+from ggpass.graph.program import Program
 from ggpass.training.batch_norms import explained, guard_batch_norms
 
 #: The name under which a training graph holds the model whose tensors it reads.
@@ -24,7 +23,7 @@ def training_flags(model: nn.Module) -> tuple[bool, ...]:
 
 
 def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """What besides sizes tells one traced call from another: the structure, dtypes, devices and plain values."""
+    """Return all but sizes that sets one traced call apart: the structure, dtypes, devices and plain values."""
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     return spec, tuple(_kind(leaf) for leaf in leaves)
 
@@ -43,26 +42,14 @@ class TrainingGraph:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
         guards: raises where sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
-        tensors: (module, name in it, tensor) of each weight that carries a rate node.
     """
 
     program: Program
     guards: Callable[..., Any]
     fixed: tuple[str, ...]
-    tensors: tuple[tuple[nn.Module, str, Tensor], ...] = ()
-
-    def live(self) -> bool:
-        """Whether the model still holds the weights whose nodes are in the graph."""
-        return all(module._parameters.get(leaf) is tensor for module, leaf, tensor in self.tensors)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's result, its nodes brought up to date first."""
-        if torch.is_grad_enabled():
-            ready_nodes([tensor for _, _, tensor in self.tensors])
-        return self.program(*args, **kwargs)
 
     def accepts(self, leaves: list[Any]) -> bool:
-        """Whether the trace holds for inputs of these sizes."""
+        """Return True if the trace holds for inputs of these sizes."""
         try:
             self.guards(*leaves)
         except (AssertionError, RuntimeError, IndexError):
@@ -71,15 +58,20 @@ class TrainingGraph:
 
 
 def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+    frozen: bool = False,
 ) -> TrainingGraph:
-    """The graph of a model as it stands, in training mode or not, by torch.export.
+    """Return the graph of a model as it stands, in training mode or not, by torch.export.
 
     Args:
         model: any module.
         args, kwargs: example inputs.
         dynamic_shapes: as torch.export takes it. None: the first dimension of every tensor may change, wherever the
             model's own code allows it.
+        frozen: whether passes leave the weights as they are, since they ran on an earlier trace of this model.
 
     Raises:
         TraceError: torch.export cannot trace it; says what broke and which form of the rate needs no trace.
@@ -99,7 +91,7 @@ def trace(
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
         ) from error
     guards = _take_guards(module)
-    program = Program(module)
+    program = Program(module, model, training=True, frozen=frozen)
     fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
     return TrainingGraph(program, guards, fixed)
 
@@ -139,8 +131,6 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     program = graph.program
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     reads = [n for n in program.reads() if tensors.get(str(n.target)) is program.weight(str(n.target))]
-    names = [str(_read_of(node).target) for node in program.calls(rate_node)]
-    graph.tensors = tuple((*owner_of(model, name), tensors[name]) for name in names)
     for name in dict.fromkeys(str(node.target) for node in reads):
         program.delete_weight(name)
     guard_batch_norms(program)
@@ -148,10 +138,3 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     for node in reads:
         node.target = f"{MODEL}.{node.target}"
     program.graph_module.recompile()
-
-
-def _read_of(node: fx.Node) -> fx.Node:
-    """The read of the weight on whose edge a node lies, seen through other nodes on that edge."""
-    while node.op != "get_attr":
-        node = node.args[0]  # type: ignore[assignment]
-    return node

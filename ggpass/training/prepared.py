@@ -2,12 +2,12 @@
 
 import copy
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -16,8 +16,9 @@ from ggpass.graph.pipeline import Pass, Pipeline
 from ggpass.graph.program import Program
 from ggpass.graph.report import Report
 from ggpass.lowering.modules import first_lowered
-from ggpass.training import Regularizer
 from ggpass.training.graphs import TrainingGraph, bind, signature_of, trace, training_flags
+
+logger = logging.getLogger("ggpass")
 
 Passes = tuple[Pass | Callable[[Program], Report], ...]
 
@@ -30,7 +31,7 @@ MOST_TRACES = 16
 class Attachable(Protocol):
     """A pass that also acts beside an optimizer."""
 
-    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Regularizer: ...
+    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Any: ...
 
 
 class PreparedModel(nn.Module):
@@ -43,29 +44,24 @@ class PreparedModel(nn.Module):
     3. Inputs that no graph takes (other keywords, another dtype, a size that the trace holds fixed) are traced at
        their first call, and the report says so; no call computes with a graph that does not fit.
     4. `.to(…)` drops the graphs; the next call traces anew. Hooks of submodules do not run in a graph.
-    5. Other attributes (`config`, methods) are the model's, and compute without the nodes.
-    6. `copy.deepcopy` gives a PreparedModel of a copy, without an attached Regularizer; pickling is refused.
+    5. A pass that writes weights (GGInit, DeepShape) writes them at the first trace of training mode, into the model's
+       own Parameters, and never again. One that puts other tensors in their place is refused.
+    6. Other attributes (`config`, methods) are the model's, and compute without the nodes.
+    7. `copy.deepcopy` gives a PreparedModel of a copy, without an attached Regularizer; pickling is refused.
 
     Attributes:
         model: the caller's.
-        report: what the passes did, and which inputs were traced.
+        report: of the passes, and of the inputs that were traced.
         regularizers: those that `attach` made.
+        written: whether the passes have run on a training graph.
     """
 
     def __init__(self, model: nn.Module, passes: Passes, dynamic_shapes: Any = None, traced: bool = True) -> None:
         super().__init__()
+        held = {name: getattr(model, name) for name in ("_parameters", "_buffers", "_modules")}
+        options = {"passes": passes, "dynamic_shapes": dynamic_shapes, "traced": traced, "written": False}
         state = self.__dict__
-        state["model"], state["passes"], state["dynamic_shapes"], state["traced"] = (
-            model,
-            passes,
-            dynamic_shapes,
-            traced,
-        )
-        for name in ("_parameters", "_buffers", "_modules"):
-            state[name] = getattr(model, name)
-        state["graphs"] = {}
-        state["regularizers"] = []
-        state["report"] = Report("prepare")
+        state.update(held, model=model, graphs={}, regularizers=[], report=Report("prepare"), **options)
         # Trainers read the names of a forward's arguments.
         state["forward"] = functools.wraps(model.forward)(functools.partial(PreparedModel._run, self))
 
@@ -73,16 +69,13 @@ class PreparedModel(nn.Module):
         if not self.traced:
             return self.model(*args, **kwargs)
         kwargs = dict(sorted(kwargs.items()))
-        return self._graph(args, kwargs)(*args, **kwargs)
+        return self._graph(args, kwargs).program(*args, **kwargs)
 
     def _graph(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TrainingGraph:
         key = (training_flags(self.model), signature_of(args, kwargs))
         known = self.graphs.setdefault(key, [])
         leaves = pytree.tree_leaves((args, dict(kwargs)))
         found = next((graph for graph in known if graph.accepts(leaves)), None)
-        if found is not None and not found.live():
-            self.graphs.clear()
-            return self._graph(args, kwargs)
         if found is None:
             found = self._trace(args, kwargs)
             known.append(found)
@@ -95,9 +88,12 @@ class PreparedModel(nn.Module):
                 f"{count} different inputs were traced, and this one fits none of the graphs; mark the sizes that "
                 "change with dynamic_shapes=, and give what is no tensor the same value at each call"
             )
-        graph = trace(self.model, args, kwargs, self.dynamic_shapes)
+        graph = trace(self.model, args, kwargs, self.dynamic_shapes, self.written)
         if self.model.training:
             report = Pipeline(self.passes, title="training graph")(graph.program)
+            if self.written:
+                report.notes.append("traced again: passes that write weights have written them, and left them here")
+            self.__dict__["written"] = True
         else:
             report = Report("eval graph", notes=["the model itself, traced"])
         if graph.fixed:
@@ -108,16 +104,13 @@ class PreparedModel(nn.Module):
         self.report.parts.append(report)
         return graph
 
-    def attach(self, *optimizers: Optimizer, scaler: GradScaler | None = None, micro_batches: int = 1) -> Regularizer:
+    def attach(self, *optimizers: Optimizer, scaler: Any = None, micro_batches: int | None = None) -> Any:
         """Start what the passes do beside an optimizer, such as the proximal step; once, ahead of training.
-
-        The two keywords are for the coupled modes, whose nodes add to the gradient of every backward and cannot see
-        by what the loss is multiplied. The proximal modes need neither.
 
         Args:
             optimizers: those that train this model, usually one.
-            scaler: the gradient scaler that the loss goes through, under AMP in float16.
-            micro_batches: k of gradient accumulation, where the loss of each of k micro-batches is divided by k.
+            scaler, micro_batches: needed no longer. A step adds the slope of the coupled modes once, whatever the loss
+                was multiplied by.
 
         Returns:
             The Regularizer of the first pass that has one.
@@ -132,33 +125,36 @@ class PreparedModel(nn.Module):
             raise InputError(
                 "none of the passes acts beside an optimizer; leave attach() out, or prepare with BackSlash"
             )
-        self.regularizers.extend(regularizer.scale_nodes(scaler, micro_batches) for regularizer in found)
+        if scaler is not None or micro_batches is not None:
+            _log_needless_keywords()
+        self.regularizers.extend(found)
         return found[0]
 
-    def _attached(self) -> Regularizer:
+    def _attached(self) -> Any:
         if not self.regularizers:
             raise InputError("no optimizer is attached; call attach(optimizer) first")
-        first: Regularizer = self.regularizers[0]
-        return first
+        return self.regularizers[0]
 
     def bits(self) -> float:
         """Zero-order entropy of the regularized weights now, in bits a weight."""
-        return self._attached().bits()
+        bits: float = self._attached().bits()
+        return bits
 
     def status(self) -> str:
         """One line for a progress bar."""
-        return self._attached().status()
+        status: str = self._attached().status()
+        return status
 
     # A module like the one it holds.
 
     @property
     def ggpass_report(self) -> Report:
-        """The report, where `ggpass.report` looks for it."""
+        """Return the report, where `ggpass.report` looks for it."""
         return self.report
 
     @property
     def training(self) -> bool:
-        """The model's own flag, whoever set it."""
+        """Return the model's own flag, whoever set it."""
         return bool(self.__dict__["model"].training)
 
     @training.setter
@@ -167,16 +163,16 @@ class PreparedModel(nn.Module):
             self.model.training = mode
 
     def train(self, mode: bool = True) -> "PreparedModel":
-        """The training graphs (True) or the eval graphs (False), and the model's own switch."""
+        """Switch to the training graphs (True) or the eval graphs (False), and the model's own switch."""
         self.model.train(mode)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's."""
+        """Return the model's."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's."""
+        """Return the model's."""
         return self.model.load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -195,11 +191,18 @@ class PreparedModel(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedModel":
         twin = PreparedModel(copy.deepcopy(self.model, memo), self.passes, self.dynamic_shapes, self.traced)
+        twin.__dict__["written"] = self.written
         memo[id(self)] = twin
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError("a PreparedModel cannot be pickled: its graphs are of this process; save its state_dict()")
+
+
+@functools.cache
+def _log_needless_keywords() -> None:
+    """Log it once."""
+    logger.warning("attach() needs scaler= and micro_batches= no longer: the optimizer's step adds the slope once")
 
 
 def prepare_model(
@@ -209,7 +212,7 @@ def prepare_model(
     passes: Iterable[Pass | Callable[[Program], Report]],
     dynamic_shapes: Any,
 ) -> PreparedModel:
-    """What `ggpass.prepare` does, its inputs checked: both graphs are traced ahead, so that errors come here."""
+    """`ggpass.prepare`, its inputs checked: both graphs are traced ahead, so that errors come here."""
     if not isinstance(model, nn.Module):
         raise InputError(f"prepare takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     if isinstance(args, Mapping):

@@ -52,20 +52,28 @@ def ggpass_backend(
     unknown = sorted(set(chosen) - set(OPTIONS))
     if unknown:
         raise InputError(f"backend ggpass has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
-    if "train" in chosen:
-        settings = settings_of(chosen["train"])
-        if trains(example_inputs):
-            return compile_for_training(
-                graph_module, example_inputs, settings, chosen.get("inner"), chosen.get("report")
+    settings = settings_of(chosen["train"]) if "train" in chosen else None
+    inner = chosen.get("inner", "inductor")
+    training = trains(example_inputs)
+    if settings is not None and not training and "target" not in chosen:
+        return torch._dynamo.lookup_backend(inner)(graph_module, list(example_inputs))
+    try:
+        if settings is not None and training:
+            compiled, report = compile_for_training(graph_module, example_inputs, settings, chosen.get("inner"))
+        else:
+            _, lowering, notes = lowering_for(
+                chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
             )
-        if "target" not in chosen:
-            return torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))(graph_module, list(example_inputs))
-    _, lowering, notes = lowering_for(
-        chosen.get("target", "rf8-cpu"), chosen.get("scheme"), chosen.get("only", ()), chosen.get("skip", ())
-    )
-    inner = torch._dynamo.lookup_backend(chosen.get("inner", "inductor"))
-    compiled, report = lower_graph(graph_module, example_inputs, lowering, inner)
-    report.notes += notes
+            compiled, report = lower_graph(graph_module, example_inputs, lowering, torch._dynamo.lookup_backend(inner))
+            report.notes += notes
+    except torch._dynamo.exc.RestartAnalysis:
+        raise  # Dynamo traces again, and calls this backend with another graph
+    except Exception as error:
+        # Dynamo takes some errors for a graph break and runs the plain model: that shall not pass in silence.
+        why = " ".join(str(error).split())[:300]
+        kept = "lowered" if settings is None or not training else "given a rate"
+        logger.warning("torch.compile backend: a graph is not %s (%s: %s)", kept, type(error).__name__, why)
+        raise
     logger.info("torch.compile backend: %s", report)
     if "report" in chosen:
         chosen["report"](report)

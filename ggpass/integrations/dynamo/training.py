@@ -1,12 +1,14 @@
 """`torch.compile(model, backend="ggpass", options={"train": BackSlash(…)})`: rate nodes in Dynamo's training graph.
 
-The edited graph goes to the inner backend whole, so that AOTAutograd and inductor fuse the rate's slope into the
-backward. What a node reads (λ, ν, α, ε) are arguments of the compiled graph, looked up by the Parameters of each call:
-nothing compiles again when they change, and a second module of the same class has its own.
+A node marks the weights that the rate acts on. The optimizer that steps them is found at its first step, and its steps
+add the slope, once each: whatever number of graphs, forwards and backwards led to a step. Nothing compiles again when
+λ, ν or α change, and each module of a class has its own. If forwards run inside `step(closure)`, the first step has no
+slope yet: call `BackSlash.attach(model, optimizer)` for it.
 """
 
 import copy
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,25 +16,28 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._guards import detect_fake_mode
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ggpass.errors import InputError
 from ggpass.graph.edges import insert_behind
 from ggpass.graph.program import owner_of
 from ggpass.graph.report import Change, Report, Skip
-from ggpass.integrations.dynamo.arguments import parameter_name, source_name
-from ggpass.passes import BackSlash
-from ggpass.passes.backslash.node import Row, node_values, rate_node, ready_nodes
-from ggpass.passes.backslash.parametrizations import factors_of
-from ggpass.passes.backslash.selection import reason_to_skip
-from ggpass.training import Regularizer
+from ggpass.graph.weights import Weight, weights_of_module
+from ggpass.integrations.dynamo.arguments import compiled_module, parameter_name, source_name
+from ggpass.passes.backslash import BackSlash
+from ggpass.passes.backslash.attached import owners_of
+from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash.regularizer import Regularizer
+from ggpass.passes.backslash.selection import reasons_to_skip
 
 logger = logging.getLogger("ggpass")
 
 
 def settings_of(train: Any) -> BackSlash:
-    """The BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled where it names no mode.
+    """Return the BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled by default.
 
     Raises:
         InputError: something else, a field that BackSlash does not have, or a mode without nodes.
@@ -56,7 +61,7 @@ def settings_of(train: Any) -> BackSlash:
 
 
 def trains(example_inputs: Sequence[Any]) -> bool:
-    """Whether a graph with these arguments computes gradients of Parameters."""
+    """Return True if a graph with these arguments computes gradients of Parameters."""
     return torch.is_grad_enabled() and any(isinstance(v, nn.Parameter) and v.requires_grad for v in example_inputs)
 
 
@@ -65,45 +70,43 @@ def compile_for_training(
     example_inputs: Sequence[Any],
     settings: BackSlash,
     inner: Any = None,
-    report: Callable[[Report], Any] | None = None,
-) -> Callable[..., Any]:
+) -> tuple[Callable[..., Any], Report]:
     """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
-        settings: which weights, and the rate where no Regularizer feeds their nodes.
+        settings: which weights, and the rate where no Regularizer is attached to them.
         inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
-        report: called with the Report.
 
     Returns:
-        What Dynamo calls with its arguments.
+        A callable of Dynamo's arguments, and the report.
+
+    Raises:
+        WeightError: a pattern matches no weight of the compiled module.
     """
-    told = Report("BackSlash")
+    done = Report("BackSlash")
     twin = _copy(graph_module)
     inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
-    names = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    factors = factors_of({n: v for n, v in zip(names, example_inputs) if isinstance(v, nn.Parameter)})
+    labels = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    model = compiled_module()
+    own = {id(v): Weight((n,), v) for n, v in zip(labels, example_inputs) if isinstance(v, nn.Parameter)}
+    found = list(own.values()) if model is None else weights_of_module(model)
+    reasons = {id(weight.tensor): (weight, reason) for weight, reason in reasons_to_skip(found, settings)}
     chosen = {}
-    for position, (name, value) in enumerate(zip(names, example_inputs)):
-        if isinstance(value, nn.Parameter) and inputs[position].users:
-            reason = reason_to_skip([name], value, settings, factors)
+    for position, value in enumerate(example_inputs):
+        if id(value) in own and inputs[position].users:
+            weight, reason = reasons.get(id(value), (own[id(value)], "is no Parameter of the compiled module"))
             if reason:
-                told.skips.append(Skip(name, reason, matrix=value.dim() >= 2))
+                done.skips.append(Skip(weight.name, reason, matrix=weight.is_matrix))
             else:
-                told.changes.append(Change(name, "the rate's gradient joins its own"))
-                chosen[position] = name
+                done.changes.append(Change(weight.title, "the rate's gradient joins its own"))
+                chosen[position] = weight.name
     _insert(twin, inputs, list(chosen))
-    values = [node_values().to(example_inputs[position].device) for position in chosen]
-    fake_mode = detect_fake_mode(example_inputs)
-    fakes = [fake_mode.from_tensor(v, static_shapes=True) if fake_mode else v for v in values]
     if inner is None:
         inner, note = _default_inner()
-        told.notes += note
-    logger.info("torch.compile backend: %s", told)
-    if report is not None:
-        report(told)
-    compiled = torch._dynamo.lookup_backend(inner)(twin, [*example_inputs, *fakes])
-    return TrainingRunner(compiled, chosen, settings) if chosen else compiled
+        done.notes += note
+    compiled = torch._dynamo.lookup_backend(inner)(twin, list(example_inputs))
+    return TrainingRunner(compiled, chosen, settings) if chosen else compiled, done
 
 
 def _copy(source: fx.GraphModule) -> fx.GraphModule:
@@ -119,23 +122,16 @@ def _copy(source: fx.GraphModule) -> fx.GraphModule:
 
 
 def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int]) -> None:
-    """A new argument, behind all others, and a node that reads it for each weight."""
-    last = inputs[-1]
-    for position in positions:
-        with module.graph.inserting_after(last):
-            last = module.graph.placeholder(f"ggpass_rate_{position}")
-        last._dynamo_source = None
-        read = (inputs[position], last)
-        body = next(n for n in module.graph.nodes if n.op != "placeholder")
-        insert_behind(
-            inputs[position : position + 1], body, functools.partial(module.graph.call_function, rate_node, read)
-        )
+    """A node for each weight, behind all arguments."""
+    body = next(n for n in module.graph.nodes if n.op != "placeholder")
+    for weight in (inputs[position] for position in positions):
+        insert_behind([weight], body, functools.partial(module.graph.call_function, rate_node, (weight,)))
     module.recompile()
 
 
 @functools.cache
 def _default_inner() -> tuple[str, tuple[str, ...]]:
-    """Inductor, or where no C++ compiler is found AOTAutograd without it, said once."""
+    """Return inductor, or AOTAutograd without it if no C++ compiler is found, logged once."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -148,44 +144,55 @@ def _default_inner() -> tuple[str, tuple[str, ...]]:
     return "inductor", ()
 
 
-#: A graph's first weight -> Regularizers by settings and names, of weights that no attached one feeds: a graph that is
-#: compiled again, for another batch size, goes on where the first one was.
-_ALONE: WeakIdKeyDictionary = WeakIdKeyDictionary()
+#: Weights that a compiled graph has run since their last step, without a Regularizer of the caller -> name, settings.
+_WAITING: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+#: The hook on every optimizer's step, while weights wait.
+_WATCH: list[RemovableHandle] = []
 
 
 class TrainingRunner:
-    """Calls the compiled graph with Dynamo's arguments and the values that the nodes of these weights read.
-
-    An attached Regularizer (`BackSlash.attach(model, optimizer)`) feeds the nodes. Where there is none, the fits follow
-    the weights by themselves, every training forward counts as a step, and λ is the constant asked for.
-    """
+    """Calls the compiled graph, and lets its weights wait for their optimizer where no Regularizer is attached."""
 
     def __init__(self, compiled: Callable[..., Any], names: Mapping[int, str], settings: BackSlash) -> None:
         self.compiled = compiled
-        self.positions = tuple(names)
-        self.names = tuple(names.values())
+        self.names = names
         self.settings = settings
 
     def __call__(self, *args: Any) -> Any:
-        weights = tuple(args[position] for position in self.positions)
-        values = ready_nodes(weights, functools.partial(self._alone, weights))
-        # Copies: the compiled backward saves them, and the next forward writes to the originals.
-        return self.compiled(*args, *[value.clone() for value in values])
+        for position, name in self.names.items():
+            if all(owner.automatic for owner in coupled_owners(args[position])):
+                _WAITING[args[position]] = (name, self.settings)
+        if _WAITING and not _WATCH:
+            _WATCH.append(register_optimizer_step_pre_hook(_attach_waiting))
+        return self.compiled(*args)
 
-    @torch.no_grad()
-    def _alone(self, weights: tuple[nn.Parameter, ...]) -> Sequence[Row]:
-        """The rows of weights that no Regularizer feeds; the one kept here holds no weight between calls."""
-        known = _ALONE.setdefault(weights[0], {})
-        regularizer = known.get((self.settings, self.names))
-        if regularizer is None:
-            holder = nn.Module()
-            for name, weight in zip(self.names, weights):
-                module, leaf = owner_of(holder, name)
-                module.register_parameter(leaf, weight)
-            regularizer = Regularizer(holder, replace(self.settings, only=self.names, skip=()))
-            known[self.settings, self.names] = regularizer
-        regularizer.weights = weights
-        rows = regularizer.before_forward()
-        regularizer.steps += 1
-        regularizer.weights = ()
-        return rows
+
+def coupled_owners(weight: nn.Parameter) -> list[Regularizer]:
+    """Return the attached Regularizers that add their slope to a weight's gradient."""
+    return [owner for owner in owners_of(weight) if owner.coupled]
+
+
+def _attach_waiting(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Attach a Regularizer to the waiting weights that an optimizer is about to step, where it has none of them yet."""
+    found: dict[BackSlash, dict[str, nn.Parameter]] = {}
+    for weight in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        name, settings = _WAITING.pop(weight, ("", None))
+        owners = coupled_owners(weight)
+        mine = any(optimizer in owner.optimizers or not owner.automatic for owner in owners)
+        if settings is not None and weight.requires_grad and not mine:
+            weights = found.setdefault(settings, {})
+            numbered = (f"{name}_{i}" for i in itertools.count(2))  # two modules of a class have the same names
+            weights[name if name not in weights else next(n for n in numbered if n not in weights)] = weight
+    for settings, weights in found.items():
+        holder = nn.Module()
+        for name, weight in weights.items():
+            module, leaf = owner_of(holder, name)
+            module.register_parameter(leaf, weight)
+        regularizer = Regularizer(holder, replace(settings, only=tuple(weights), skip=()))
+        regularizer.automatic = True
+        regularizer.attach(optimizer)
+        logger.info("torch.compile backend: %s steps %d of the weights", type(optimizer).__name__, len(weights))
+    if not _WAITING:
+        while _WATCH:
+            _WATCH.pop().remove()

@@ -7,10 +7,11 @@ from torch.optim import Optimizer
 
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
-from ggpass.training import RateSettings, Regularizer
 from ggpass.graph.edges import insert_on_weight_edges
-from ggpass.passes.backslash.node import node_state, rate_node
+from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
+from ggpass.passes.backslash.settings import RateSettings
 from ggpass.graph.weights import Weight
 
 
@@ -27,10 +28,11 @@ class BackSlash(RateSettings):
     def __call__(self, program: Program) -> Report:
         """Insert a node on each regularized weight's edge of a training graph, in the coupled modes.
 
-        1. w → w forward, g → g + s·λ·m·ρ'(|w|)·sign(w) backward: once for each weight, however many uses and names.
-        2. The nodes are idle until `attach`; from then on they follow the fits, λ and the schedule without a new
-           trace, and the optimizer's step adds nothing to what they carried.
-        3. The proximal modes act after the optimizer's step alone: no node, and the report says so.
+        1. One node for each weight, however many uses and names. It is the identity in both directions: it marks
+           where λ·m·ρ'(|w|)·sign(w) joins the gradient.
+        2. From `attach` on the optimizer's step adds this slope once: whatever number of forwards and backwards led
+           to it, and whatever the loss was multiplied by. Without `attach` nothing is added.
+        3. The proximal modes act after the optimizer's step: no node, and the report says so.
 
         Raises:
             WeightError: nothing to regularize, or a pattern that matches nothing.
@@ -50,7 +52,7 @@ class BackSlash(RateSettings):
             else:
                 report.skips.append(Skip(name, "the graph does not use it"))
         insert_on_weight_edges(program, chosen, _make_node)
-        report.notes.append("the nodes are idle until attach(optimizer)")
+        report.notes.append("attach(optimizer): its step adds the slope of the marked weights, once")
         return report
 
     def attach(self, model: nn.Module, *optimizers: Optimizer) -> Regularizer:
@@ -71,6 +73,4 @@ class BackSlash(RateSettings):
 
 
 def _make_node(program: Program, source: fx.Node, weight: Weight) -> fx.Node:
-    name = program.free_name(f"ggpass_rate_{source.name}")
-    program.set_weight(name, node_state(weight.tensor).values, buffer=True)
-    return program.graph.call_function(rate_node, (source, program.get_attr(name)))
+    return program.graph.call_function(rate_node, (source,))

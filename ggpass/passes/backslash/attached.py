@@ -1,4 +1,4 @@
-"""Which Regularizers act on a Parameter: two rates on one weight are told, or refused where one hides the other."""
+"""Which Regularizers act on which Parameters, and whether those are still the model's."""
 
 import gc
 import weakref
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ggpass.errors import InputError
+from ggpass.passes.backslash.sharded import is_distributed
 
 #: Parameter -> the attached Regularizers that hold it, weakly, in the order of their attaching.
 _ATTACHED: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -26,48 +27,66 @@ def leave(owner: Any, weights: Iterable[nn.Parameter]) -> None:
         _ATTACHED[weight] = [r for r in _ATTACHED.get(weight, []) if r() is not None and r() is not owner]
 
 
-def _others(weights: Sequence[nn.Parameter]) -> list[list[Any]]:
-    return [[owner for r in _ATTACHED.get(weight, []) if (owner := r()) is not None] for weight in weights]
+def owners_of(weight: nn.Parameter) -> list[Any]:
+    """Return the attached Regularizers that act on a weight."""
+    return [owner for r in _ATTACHED.get(weight, []) if (owner := r()) is not None]
 
 
-def told_at_attach(
-    names: Sequence[str], weights: Sequence[nn.Parameter], stepped: Container[int], coupled: bool
-) -> list[str]:
-    """What to warn of: weights that no optimizer steps, and weights on which another attached Regularizer acts.
+def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], stepped: Container[int]) -> list[str]:
+    """Return warnings: of weights that no optimizer steps, and of those on which another Regularizer acts.
+
+    One that was attached by itself (`automatic`) is detached instead.
 
     Args:
         names, weights: that are to be attached.
         stepped: ids of the weights that the optimizers hold.
-        coupled: whether theirs is a coupled mode.
-
-    Raises:
-        InputError: both are in a coupled mode. A weight has one node in a graph, fed by one Regularizer: the other's
-            rate would be lost in traced graphs and added in plain ones.
     """
-    if any(_others(weights)):
+    if any(map(owners_of, weights)):
         gc.collect()  # an abandoned one is held by its own optimizer's hooks: a cycle that waits for the collector
-    held = [(name, owners) for name, owners in zip(names, _others(weights)) if owners]
-    hidden = [name for name, owners in held if coupled and any(owner.coupled for owner in owners)]
-    if hidden:
-        raise InputError(
-            f"{some(hidden)}: another attached Regularizer feeds the rate of these weights in a coupled mode, and a "
-            "weight's node takes one; detach() it, skip= the shared weights in one of them, or use mode='proximal'"
-        )
-    told = []
+    for owner in {id(owner): owner for weight in weights for owner in owners_of(weight)}.values():
+        if owner.automatic:
+            owner.detach(finished=False)
+    found = []
     idle = [name for name, weight in zip(names, weights) if id(weight) not in stepped]
     if idle:
-        told.append(
+        found.append(
             f"{len(idle)} of {len(names)} weights are in none of the optimizers ({some(idle)}): they count in the "
             "bits, and the others make up for them; freeze them first, or skip= them"
         )
+    held = [name for name, weight in zip(names, weights) if owners_of(weight)]
     if held:
-        told.append(
-            f"{some([name for name, _ in held])}: another Regularizer is attached to these weights, and the rate of "
-            "both acts; detach() it, or skip= these weights in one"
+        found.append(
+            f"{some(held)}: another Regularizer is attached to these weights, and the rate of both acts; detach() it, "
+            "or skip= these weights in one"
         )
-    return told
+    return found
 
 
 def some(names: Sequence[str]) -> str:
-    """The first three."""
+    """Return the first three."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def check_parameters(model: nn.Module | None, weights: Sequence[nn.Parameter]) -> None:
+    """Raise InputError if a model has replaced a weight ahead of attach."""
+    if model is not None and not {id(weight) for weight in weights} <= {id(p) for p in model.parameters()}:
+        raise InputError(
+            "the model's Parameters were replaced since this Regularizer was made, as sharding does; make it and the "
+            "optimizer after fully_shard"
+        )
+
+
+def check_still_there(model: nn.Module | None, names: Sequence[str], weights: Sequence[nn.Parameter]) -> None:
+    """Raise InputError if a model has replaced a weight since: tying does, and its bits would count a dead tensor.
+
+    Sharded weights are not looked for: FSDP puts others in their place between a forward and a backward.
+    """
+    if model is None:
+        return
+    held = {id(parameter) for parameter in model.parameters()}
+    for name, weight in zip(names, weights):
+        if id(weight) not in held and not is_distributed(weight):
+            raise InputError(
+                f"{name} is no longer the model's: another Parameter took its place since attach, as tying weights "
+                "does, or sharding; detach() and attach a new BackSlash after it, with an optimizer of the new ones"
+            )

@@ -1,4 +1,4 @@
-"""λ from bits: drop(λ) = ln(planned / measured) − growth, the strength that leads measured bits along a plan."""
+"""λ from bits: drop(λ) = ln(planned / measured) − growth, the strength that keeps measured bits on a plan."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ CORRECTION = 0.5
 #: How fast the observed growth is followed: the weight of the newest interval in its running mean.
 FOLLOW = 0.3
 
-#: A miss of the target by this share is nothing to tell.
+#: A miss of the target by this share is not reported.
 TOLERANCE = 0.03
 
 #: Measurements in a row that show that a target needs no rate, and not that it was overshot a little.
@@ -22,12 +22,12 @@ LARGEST_DROP = 0.2
 
 @dataclass
 class Controller:
-    """Leads the bits from where they are first measured to a target, and holds them there.
+    """Brings the bits from where they are first measured to a target, and holds them there.
 
     From one measurement to the next, the training itself changes the bits by some factor (they grow: the loss pulls
     weights out of zero) and the rate shrinks them by a factor that can be forecast for any λ from the weights
     themselves. What was measured but not forecast is the growth; λ is what undoes the growth and follows the plan.
-    Since the forecast knows the learning rate, the bits are still led while it decays.
+    Since the forecast knows the learning rate, the plan is still followed while it decays.
 
     Attributes:
         target: bits a weight.
@@ -55,15 +55,15 @@ class Controller:
 
     @property
     def began_below(self) -> bool:
-        """Whether there were fewer bits than asked for from the start."""
+        """Return True if there were fewer bits than asked for from the start."""
         return self.first_bits < (1 - TOLERANCE) * self.target
 
     def misses(self, bits: float) -> bool:
-        """Whether bits a weight are so far from the target that it is worth telling."""
+        """Return True if bits a weight are so far from the target that it is worth a message."""
         return not abs(bits - self.target) <= TOLERANCE * self.target
 
     def planned(self, step: int) -> float:
-        """The bits that the plan wants at a step."""
+        """Return the bits that the plan wants at a step."""
         done = min(1.0, (step - self.start_step) / max(1, self.ramp))
         return float(self.start_bits ** (1 - done) * self.target**done)
 
@@ -90,22 +90,22 @@ class Controller:
         return min(0.0, max(-LARGEST_DROP, wanted) - max(-LARGEST_DROP, min(2 * LARGEST_DROP, self.growth)))
 
     def expect(self, bits: float, drop: float) -> None:
-        """Note what the chosen λ is forecast to do: bits·e^drop at the next measurement."""
+        """Note the forecast for the chosen λ: bits·e^drop at the next measurement."""
         self.forecast = bits * math.exp(drop)
 
     def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
-        """Whether the bits are below the target without λ, long after the plan has ended; true once at most."""
+        """Return True if the bits are below the target without λ, long after the plan has ended; once at most."""
         surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
         self.idle = self.idle + 1 if surplus else 0
         return self.idle == PATIENCE
 
     @property
-    def told_surplus(self) -> bool:
-        """Whether that was told, and is still so."""
+    def reported_surplus(self) -> bool:
+        """Return True if that was reported, and is still so."""
         return self.idle >= PATIENCE
 
     def surplus(self, bits: float) -> str:
-        """What to tell where the target needs no rate."""
+        """Return the message for a target that needs no rate."""
         return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
 
     def state_dict(self) -> dict[str, float]:

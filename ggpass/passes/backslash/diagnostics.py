@@ -1,4 +1,4 @@
-"""Asked for b bits a weight, reached b': what the course of a training tells about a target that was missed."""
+"""Asked for b bits a weight, reached b': why a training missed its target."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,8 @@ ABSENT = 0.05
 
 
 @dataclass
-class Course:
-    """What happened on the way to a target.
+class Diagnostics:
+    """The course of a training towards a target: the reasons to look for if it is missed.
 
     Attributes:
         count: of weight tensors.
@@ -48,15 +48,15 @@ class Course:
         self.present = self.present or [0] * self.count
         self.absences = self.absences or [0.0] * self.count
 
-    def stepped(self, indices: Iterable[int]) -> None:
-        """Note whose weights a step reaches."""
+    def note_step(self, indices: Iterable[int]) -> None:
+        """Note the weights that a step reaches."""
         for index in indices:
             self.present[index] += 1
 
     def shares_with_gradient(self, weights: Sequence[nn.Parameter], steps: int) -> list[float]:
-        """The share of steps in which each tensor had a gradient, lately; at first, as it is now.
+        """Return the share of steps in which each tensor had a gradient, lately; at first, as it is now.
 
-        What λ will do to an expert that few batches reach is forecast with it. 1 exactly for a weight of every step.
+        The forecast of λ takes it, for experts that few batches reach. 1 exactly for a weight of every step.
         """
         if self.chosen_at < 0:
             shares = [float(weight.grad is not None) for weight in weights]
@@ -68,7 +68,7 @@ class Course:
         self.present, self.chosen_at = [0] * self.count, steps
         return shares
 
-    def led(self, needed: float, foreseen: float, rate: float) -> None:
+    def note_choice(self, needed: float, foreseen: float, rate: float) -> None:
         """Note a choice of λ.
 
         Args:
@@ -80,7 +80,7 @@ class Course:
         self.powerless += foreseen > needed / 2
         self.largest_rate, self.last_rate = max(self.largest_rate, rate), rate
 
-    def told(
+    def message(
         self,
         goal: Controller,
         settings: RateSettings,
@@ -89,7 +89,7 @@ class Course:
         weights: Sequence[nn.Parameter],
         names: Sequence[str],
     ) -> str:
-        """`asked 1.50 bits a weight, reached 2.10 after 40 steps, because …; give …`."""
+        """Return `asked 1.50 bits a weight, reached 2.10 after 40 steps, because …; give …`."""
         start = f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps"
         why = self._unfinished(goal, settings, steps) or self._tail(goal, settings)
         why = why or _too_few(goal, bits, sum(weight.numel() for weight in weights))
@@ -115,7 +115,7 @@ class Course:
         )
 
     def _more(self, goal: Controller, weights: Sequence[nn.Parameter], names: Sequence[str]) -> str:
-        """Why there are more bits than asked for: the first hindrance that shows."""
+        """Return the reason for more bits than asked for: the first hindrance that shows."""
         sizes = [weight.numel() for weight in weights]
         count = sum(sizes)
         absent = sum(a * size for a, size in zip(self.absences, sizes)) / max(1, self.choices * count)
@@ -157,15 +157,15 @@ class Course:
 
 
 def _too_few(goal: Controller, bits: float, count: int) -> str:
-    """Where a miss is what one weight makes: another symbol of it moves H by about log2(n)/n."""
+    """Return the reason if one weight makes the miss: another symbol of it moves H by about log2(n)/n."""
     jump = math.log2(max(2, count)) / max(1, count)
     if abs(bits - goal.target) > jump:
         return ""
-    return f"one weight of only {count} changes the bits by about {jump:.2f}; they cannot be led closer"
+    return f"one weight of only {count} changes the bits by about {jump:.2f}; no λ brings them closer"
 
 
 def _fewer(goal: Controller) -> str:
-    """Why there are fewer bits than asked for."""
+    """Return the reason for fewer bits than asked for."""
     if goal.began_below:
         return (
             f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "

@@ -8,23 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
-from ggpass.passes.backslash import attached, identity
-from ggpass.passes.backslash.update import join_gradients, step_weights
-from ggpass.passes.backslash.priors import Fits
-from ggpass.passes.backslash.grid import GridHistogram, histogram
-from ggpass.passes.backslash.node import feed, stop_feeding
+from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
+from ggpass.passes.backslash.priors import Priors
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import LossScale, after_closure, gradient_scale, has_closure, learning_rates, skipped
+from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.passes.backslash.sharded import local_part
+from ggpass.passes.backslash.state import check_state, plain_name, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ class Regularizer:
         report: which Parameters were left alone, and why.
         steps: optimizer steps so far.
         strength: λ in force, before the schedule's factor.
+        optimizers: those that it is attached to.
+        automatic: whether it was attached without the caller's word, and gives way to one that he attaches.
     """
 
     def __init__(self, model: nn.Module, settings: RateSettings) -> None:
@@ -59,15 +60,15 @@ class Regularizer:
         self.weights = selection.weights
         self.report: Report = selection.report
         self.steps = 0
+        self.automatic = False
         self.count = sum(weight.numel() for weight in self.weights)
         target = None
         if settings.has_target:
             target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
         self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
-        self._loss_scale = LossScale()
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
-        self._optimizers: tuple[Optimizer, ...] = ()
+        self.optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[RemovableHandle] = []
 
     # The optimizer.
@@ -82,28 +83,26 @@ class Regularizer:
 
         Raises:
             InputError: no optimizer, already attached, none of the regularized weights is theirs, they are no longer
-                the model's, or another Regularizer feeds their rate in a coupled mode.
+                the model's.
         """
         if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
             raise InputError("attach takes torch optimizers: attach(optimizer)")
         if self._handles:
             raise InputError("this Regularizer is attached already; call detach() first")
-        identity.check_of(self._model(), self.weights)
+        check_parameters(self._model(), self.weights)
         stepped = learning_rates(optimizers, self.weights)
         if not stepped:
             raise InputError(
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
-        for message in attached.told_at_attach(self.names, self.weights, stepped, self.coupled):
+        for message in warnings_at_attach(self.names, self.weights, stepped):
             self._warn(message)
-        self._optimizers = optimizers
-        attached.enter(self, self.weights)
+        self.optimizers = optimizers
+        enter(self, self.weights)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
-        if self.coupled:
-            feed(self.weights, self.before_forward)
         return self
 
     def _warn(self, message: str) -> None:
@@ -114,11 +113,11 @@ class Regularizer:
         """Remove the hooks; the state stays.
 
         Args:
-            finished: False where the training broke off and may be resumed: a target that it missed is not told then.
+            finished: False where the training broke off and may be resumed: a missed target is not reported then.
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
-            self._tell_missed_target()
+            self._warn_of_missed_target()
         if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
             self._warn(
                 f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
@@ -126,9 +125,8 @@ class Regularizer:
             )
         for handle in self._handles:
             handle.remove()
-        self._handles, self._optimizers = [], ()
-        attached.leave(self, self.weights)
-        stop_feeding(self.weights, self.before_forward)
+        self._handles, self.optimizers = [], ()
+        leave(self, self.weights)
 
     def __enter__(self) -> "Regularizer":
         return self
@@ -154,47 +152,19 @@ class Regularizer:
 
     @property
     def coupled(self) -> bool:
-        """Whether the slope joins the gradient: in a node of a training graph where there is one, else in a step."""
+        """Return True if the slope joins the gradient, ahead of the optimizer's step."""
         return "coupled" in self.settings.mode
 
     @torch.no_grad()
-    def before_forward(self) -> list[tuple[float, float, float, float | Tensor]]:
-        """(ln τ, ν, ε, s) of each weight, for the nodes that this step's backward runs through; they ask for it."""
-        if self._rate.due(self.steps) and not self._rate.in_tail(self.steps):
-            self._refit()
-        scale = self._loss_scale.value(self.weights[0].device)
-        slopes = [self._rate.slope(i, self._rate.log_factor(i, self.steps)) for i in range(len(self.weights))]
-        return [(slope.log_factor, slope.shape, slope.epsilon, scale) for slope in slopes]
-
-    def scale_nodes(self, scaler: GradScaler | None = None, micro_batches: int = 1) -> "Regularizer":
-        """Tell the nodes of training graphs by what the caller multiplies the loss, which they cannot see.
-
-        A step that adds the slope itself, without a graph, needs no telling.
-
-        Args:
-            scaler: the gradient scaler, whose scale is read ahead of each forward.
-            micro_batches: k of gradient accumulation: the slope is added in k backwards, 1/k of it in each, as the
-                loss of each micro-batch is divided by k.
-
-        Returns:
-            Itself.
-
-        Raises:
-            InputError: fewer than one micro-batch.
-        """
-        self._loss_scale = LossScale(scaler, micro_batches)
-        return self
-
-    @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
-        """What belongs before an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
+        """Act ahead of an optimizer's step: the coupled modes' gradient, a note of the zeros; `attach` calls it.
 
         Args:
             optimizer: that is about to step, its gradients being there.
         """
         rates = learning_rates((optimizer,), self.weights)
         if self.steps % self.settings.interval == 0:
-            identity.check_still_of(self._model(), self.names, self.weights)
+            check_still_there(self._model(), self.names, self.weights)
         if self.steps == self.settings.total_steps and self._is_clock(optimizer):
             self._warn(
                 f"all total_steps={self.steps} are done and the optimizer goes on: the rate acts no more, zeros stay; "
@@ -208,11 +178,11 @@ class Regularizer:
         elif self.coupled:
             if self._is_clock(optimizer) and self._rate.due(self.steps):
                 self._refit(optimizer)
-            join_gradients(self._rate, self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
+            self._rate.join_gradients(self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
-        """What belongs after an optimizer's step; `attach` calls it. Without `attach`, call `before_step` and this.
+        """Act behind an optimizer's step; `attach` calls it. Without `attach`, call `before_step` and this.
 
         Args:
             optimizer: that has stepped; weights take its learning rates.
@@ -225,7 +195,7 @@ class Regularizer:
         elif not self.coupled:
             if self._is_clock(optimizer) and self._rate.due(self.steps):
                 self._refit(optimizer)
-            step_weights(self._rate, self.steps, self._of(rates), rates)
+            self._rate.step_weights(self.steps, self._of(rates), rates)
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
             self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
@@ -236,15 +206,15 @@ class Regularizer:
         self._rate.measure(self.steps, self.weights)
         self.steps += 1
         if self.steps == self.settings.total_steps:
-            self._tell_missed_target()
+            self._warn_of_missed_target()
 
-    def _tell_missed_target(self) -> None:
+    def _warn_of_missed_target(self) -> None:
         if message := self._rate.missed(self.steps, self.weights, self.names):
             self._warn(message)
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
-        """Whether this optimizer's steps are the ones that are counted."""
-        return not self._optimizers or optimizer is self._optimizers[0]
+        """Return True if this optimizer's steps are the ones that are counted."""
+        return not self.optimizers or optimizer is self.optimizers[0]
 
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
         return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
@@ -254,24 +224,24 @@ class Regularizer:
 
     def _refit(self, *optimizer: Optimizer) -> None:
         """Fit all weights, move λ; `optimizer` is the one that steps, where none is attached."""
-        optimizers = self._optimizers or optimizer
+        optimizers = self.optimizers or optimizer
         self._rate.refit(self.steps, self.weights, lambda: learning_rates(optimizers, self.weights), self._warn)
 
-    # What it tells.
+    # For the user.
 
     @property
-    def fits(self) -> Fits:
+    def priors(self) -> Priors:
         """ν and α of each weight, as of the last fit."""
-        return self._rate.fits
+        return self._rate.priors
 
     @property
     def grid_steps(self) -> dict[str, float]:
-        """Δ of each weight's grid, by name: the settings' step for all, unless they spread it."""
+        """Δ of each weight's grid, by name: the settings' step for all, unless `spread` is above 0."""
         return dict(zip(self.names, self._rate.grids.steps))
 
     @property
     def target(self) -> float | None:
-        """Bits a weight that λ leads to; None where λ is given."""
+        """Bits a weight that λ is controlled to reach; None if λ is given."""
         return None if self._rate.controller is None else self._rate.controller.target
 
     @property
@@ -279,8 +249,8 @@ class Regularizer:
         """λ in force, before the schedule's factor."""
         return self._rate.strength
 
-    def histogram(self) -> GridHistogram:
-        """The symbols of all regularized weights on their grids, counted now.
+    def histogram(self) -> Histogram:
+        """Return the symbols of all regularized weights on their grids, counted now.
 
         Raises:
             WeightError: NaN or infinity in a weight.
@@ -302,14 +272,14 @@ class Regularizer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continuation bit for bit needs beside the weights: plain numbers and tensors.
+        """Return all that a continuation bit for bit needs beside the weights: plain numbers and tensors.
 
         On the grid, the exact weights too.
         """
-        state = {"steps": self.steps, "tensors": identity.tensors_of(self.names, self.weights)}
+        state = {"steps": self.steps, "tensors": tensors_of(self.names, self.weights)}
         state |= self._rate.state_dict()
         if self._exact:
-            state["exact_weights"] = {identity.plain_name(n): t for n, t in self._exact.tensors.items()}
+            state["exact_weights"] = {plain_name(n): t for n, t in self._exact.tensors.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,9 +290,9 @@ class Regularizer:
         Raises:
             InputError: the state is of another model or of other settings; it names the weight that differs.
         """
-        identity.check_state(state, self.names, self.weights, self.settings)
+        check_state(state, self.names, self.weights, self.settings)
         self.steps = int(state["steps"])
         self._rate.load_state_dict(state)
-        names = {identity.plain_name(name): name for name in self.names}
+        names = {plain_name(name): name for name in self.names}
         exact = {names.get(name, name): tensor for name, tensor in state.get("exact_weights", {}).items()}
         self._exact.load(exact, dict(zip(self.names, self.weights)))

@@ -1,19 +1,16 @@
-"""Which Parameters the rate regularizes: matrices and larger that train, each tensor once, minus the patterns."""
+"""Which Parameters the rate regularizes: float matrices that train, each tensor once, less what the patterns skip."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from ggpass.errors import InputError, WeightError
+from ggpass.graph import weights
 from ggpass.graph.report import Report, Skip
-from ggpass.passes.backslash.parametrizations import factors_of
+from ggpass.graph.weights import Weight, weights_of_module
+from ggpass.passes.backslash.parametrizations import parts_of_weights
 from ggpass.passes.backslash.settings import RateSettings
-from ggpass.graph.weights import check_patterns, matches
-
-#: What a step can be computed in and written back to.
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -32,61 +29,51 @@ class Selection:
 
 
 def select(model: nn.Module, settings: RateSettings) -> Selection:
-    """The Parameters of two and more dimensions that are floating and train.
+    """Return the Parameters of two and more dimensions that are floating and train.
 
     Raises:
         WeightError: nothing is left to regularize, a pattern matches no weight, or a weight has no data yet.
     """
-    aliases: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(parameter, []).append(name)
-    check_patterns([name for names in aliases.values() for name in names], only=settings.only, skip=settings.skip)
     report = Report("BackSlash")
-    factors = factors_of({name: parameter for parameter, names in aliases.items() for name in names})
-    chosen: list[tuple[str, nn.Parameter]] = []
-    for parameter, names in aliases.items():
-        reason = reason_to_skip(names, parameter, settings, factors)
+    chosen: list[Weight] = []
+    for weight, reason in reasons_to_skip(weights_of_module(model), settings):
         if reason:
-            report.skips.append(Skip(names[0], reason, matrix=parameter.dim() >= 2))
+            report.skips.append(Skip(weight.name, reason, matrix=weight.is_matrix))
         else:
-            chosen.append((names[0], parameter))
-    if not sum(parameter.numel() for _, parameter in chosen):
+            chosen.append(weight)
+    if not any(weight.tensor.numel() for weight in chosen):
         why = "; ".join(f"{s.name}: {s.reason}" for s in report.skips[:3]) or "the model has no parameters"
         raise WeightError(f"nothing is left to regularize ({why}); give another model, or other only= and skip=")
-    return Selection(tuple(n for n, _ in chosen), tuple(p for _, p in chosen), report)
+    return Selection(tuple(w.name for w in chosen), tuple(w.tensor for w in chosen), report)  # type: ignore[misc]
 
 
-def reason_to_skip(
-    names: list[str], parameter: nn.Parameter, settings: RateSettings, factors: Mapping[str, str]
-) -> str:
-    """Why a Parameter is left alone; empty where it is regularized.
+def reasons_to_skip(found: Sequence[Weight], settings: RateSettings) -> list[tuple[Weight, str]]:
+    """Return each weight with the reason why the rate leaves it alone, or ''.
+
+    A vector, and a Parameter that a parametrization makes a weight from, is regularized if `only` gives its full name.
 
     Args:
-        names: all of its names.
-        parameter: itself.
+        found: all Parameters of a model.
         settings: with `only` and `skip`.
-        factors: of `factors_of`.
 
     Raises:
-        WeightError: it is on the meta device.
+        WeightError: a pattern matches none of them, or one that is chosen is on the meta device.
     """
-    for pattern in settings.skip:
-        if any(matches(name, pattern) for name in names):
-            return f"matches skip={pattern!r}"
-    if settings.only and not any(matches(name, pattern) for name in names for pattern in settings.only):
-        return "matches none of only=" + ", ".join(map(repr, settings.only))
-    if not parameter.requires_grad:
-        return "is frozen (requires_grad is False)"
-    if parameter.dtype not in DTYPES:
-        return f"is {str(parameter.dtype).removeprefix('torch.')}; the rate steps float64 to bfloat16"
-    reason = next((factors[name] for name in names if name in factors), "")
-    if reason and not set(names) & set(settings.only):
-        return reason
-    if parameter.dim() < 2 and not set(names) & set(settings.only):
-        return "is a vector, as norms and biases are; give its full name in only= to regularize it"
-    if parameter.device.type == "meta":
-        raise WeightError(f"weight {names[0]!r} is on the meta device and has no values; load the model first")
-    return ""
+    selection = weights.Selection(settings.only, settings.skip)
+    selection.check(name for weight in found for name in weight.names)
+    parts = parts_of_weights({name: weight.tensor for weight in found for name in weight.names})
+
+    def reason(weight: Weight) -> str:
+        named = bool(set(weight.names) & set(settings.only))
+        reason = selection.reason(weight.names) or weight.reason_frozen()
+        if not reason and not named:
+            reason = next((parts[name] for name in weight.names if name in parts), "")
+        if reason or not weight.tensor.numel() or (named and not weight.is_matrix):
+            return reason
+        reason = weight.reason_of_kind()
+        return reason if weight.is_matrix else f"{reason}; give its full name in only= to regularize it"
+
+    return [(weight, reason(weight)) for weight in found]
 
 
 def bits_of_megabytes(model: nn.Module, selection: Selection, megabytes: float) -> float:

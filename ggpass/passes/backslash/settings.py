@@ -1,4 +1,4 @@
-"""RateSettings: what a training with a rate term is to do, as one checked value."""
+"""RateSettings: the settings of a training with a rate term, as one checked value."""
 
 import math
 from collections.abc import Iterable
@@ -113,7 +113,7 @@ class RateSettings:
             raise InputError(f"give exactly one of strength, target_bits and target_megabytes; {given} given")
         elif self.strength is None and self.mode != "proximal":
             raise InputError(
-                f"{goals[0]} is led by the proximal step, whose bits can be forecast; give strength= with "
+                f"{goals[0]} is reached by the proximal step, whose bits can be forecast; give strength= with "
                 f"mode={self.mode!r}, or leave mode out"
             )
 
@@ -124,19 +124,19 @@ class RateSettings:
 
     @property
     def has_target(self) -> bool:
-        """Whether λ follows a target."""
+        """Return True if λ follows a target."""
         return self.strength is None
 
     @property
     def slope_epsilon(self) -> float:
-        """The ε in force."""
+        """Return the ε in force."""
         if self.epsilon is not None:
             return self.epsilon
         return 1.0 if self.mode == "paper-code" else self.step
 
     @property
     def is_paper(self) -> bool:
-        """Whether the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
+        """Return True if the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
         return self.mode.startswith("paper")
 
 

@@ -160,19 +160,24 @@ def test_wrappers_do_not_change_a_states_names() -> None:
 # Shared layers.
 
 
-def test_two_coupled_regularizers_of_a_shared_layer_are_refused() -> None:
-    """A weight's node is fed by one: the first one's rate would be lost in graphs."""
+def test_two_coupled_regularizers_of_a_shared_layer_both_act_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The steps of each optimizer add the slope of its own."""
     shared = nn.Linear(6, 6)
     left, right = nn.Sequential(shared, nn.Linear(6, 2)), nn.Sequential(shared, nn.Linear(6, 3))
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (left, right)]
-    settings = BackSlash(strength=1e-3, mode="coupled")
-    first = settings.attach(left, optimizers[0])
-    with pytest.raises(InputError, match=r"0\.weight: another attached .* coupled .*skip= the shared weights"):
-        settings.attach(right, optimizers[1])
-    assert not optimizers[1]._optimizer_step_post_hooks, "what is refused leaves no hooks"
-    BackSlash(strength=1e-3, mode="coupled", skip="0").attach(right, optimizers[1]).detach()
-    first.detach()
-    settings.attach(right, optimizers[1])
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.0) for model in (left, right)]
+    settings = [BackSlash(strength=s, mode="coupled", shape=0.8, scale=0.3) for s in (1e-3, 2e-3)]
+    settings[0].attach(left, optimizers[0])
+    assert not caplog.records
+    settings[1].attach(right, optimizers[1])
+    assert "0.weight: another Regularizer" in caplog.text
+    slopes = []
+    for optimizer in optimizers:
+        shared.weight.grad = torch.zeros_like(shared.weight)
+        optimizer.step()
+        slopes.append(shared.weight.grad)
+    assert bool(slopes[0].any())
+    # The factor's logarithm is rounded: to float32 in the kernel.
+    torch.testing.assert_close(slopes[1], 2 * slopes[0], rtol=1e-5, atol=0)
 
 
 def test_proximal_ones_of_two_optimizers_are_told(caplog: pytest.LogCaptureFixture) -> None:

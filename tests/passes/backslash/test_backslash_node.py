@@ -1,28 +1,30 @@
-"""The rate node: its backward is the gradient of λ·ΣR, by autograd in float64, and its forward is the weight itself."""
+"""The slope is the gradient of λ·ΣR, by autograd in float64, and the rate node marks a weight's edge and adds nothing."""
 
-import gc
 import math
 
 import pytest
 import torch
-from support.closeness import assert_within, store_bound
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.closeness import assert_within
 from torch import Tensor, nn
 
 import ggpass
 from ggpass.ggd import smooth_bits
 from ggpass.graph.program import Program
 from ggpass.passes import BackSlash
-from ggpass.passes.backslash.node import _STATES, node_state, node_values, rate_node, ready_nodes, take_carried
+from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash.proximal import Slope, add_slope_
 
 U = 2.0**-53
 
 
-def values_of(strength: float, shape: float, scale: float, epsilon: float, loss_scale: float = 1.0) -> Tensor:
-    """(ln τ, ν, ε, s) with τ = λν/(α^ν ln 2)."""
+def joined(weight: Tensor, incoming: Tensor, strength: float, shape: float, scale: float, epsilon: float) -> Tensor:
+    """The gradient that comes in, with the slope: τ = λν/(α^ν ln 2)."""
     log_factor = math.log(strength * shape / math.log(2)) - shape * math.log(scale)
-    return node_values(log_factor, shape, epsilon, loss_scale)
+    gradient = incoming.clone()
+    add_slope_([gradient], [weight.detach()], [Slope(log_factor, shape, epsilon)])
+    return gradient
 
 
 def slope_bound(weight: Tensor, strength: float, shape: float, scale: float, epsilon: float, unit: float) -> Tensor:
@@ -55,123 +57,99 @@ PARAMETERS = {
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 999), **PARAMETERS)
-def test_the_node_gives_the_gradient_of_the_loss_term(
+def test_the_slope_is_the_gradient_of_the_loss_term(
     seed: int, strength: float, shape: float, scale: float, epsilon: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, 7, generator=generator, dtype=torch.float64) * scale
     incoming = torch.randn(5, 7, generator=generator, dtype=torch.float64)
-    leaf = weight.clone().requires_grad_()
-    rate_node(leaf, values_of(strength, shape, scale, epsilon)).backward(incoming)
-    assert leaf.grad is not None
     expected = incoming + loss_term(weight, strength, shape, scale, epsilon)
     bound = slope_bound(weight, strength, shape, scale, epsilon, U) + 2 * U * expected.abs()
-    assert_within(leaf.grad, expected, bound)
+    assert_within(joined(weight, incoming, strength, shape, scale, epsilon), expected, bound)
 
 
 @pytest.mark.parametrize(("shape", "power"), [(1.0, 0), (2.0, 1)])
 def test_shapes_1_and_2_are_l1_and_l2_at_epsilon_0(shape: float, power: int) -> None:
-    weight = torch.tensor([-2.0, -0.5, 0.0, 1e-9, 3.0], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([-2.0, -0.5, 0.0, 1e-9, 3.0], dtype=torch.float64)
     strength, scale = 0.3, 0.7
-    rate_node(weight, values_of(strength, shape, scale, 0.0)).sum().backward()
-    assert weight.grad is not None
-    plain = strength * shape / (scale**shape * math.log(2)) * weight.detach().sign() * weight.detach().abs() ** power
-    assert_within(weight.grad, 1.0 + plain, 200 * U * plain.abs() + 2 * U)
+    plain = strength * shape / (scale**shape * math.log(2)) * weight.sign() * weight.abs() ** power
+    got = joined(weight, torch.ones_like(weight), strength, shape, scale, 0.0)
+    assert_within(got, 1.0 + plain, 200 * U * plain.abs() + 2 * U)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
 def test_an_exact_zero_gets_no_slope_whatever_the_shape(epsilon: float) -> None:
     for shape in (0.3, 1.0, 2.5):
-        weight = torch.tensor([0.0, -0.0, 0.1], requires_grad=True)
-        rate_node(weight, values_of(1.0, shape, 0.5, epsilon)).sum().backward()
-        assert weight.grad is not None
-        assert weight.grad[:2].tolist() == [1.0, 1.0]
-        assert 1.0 < float(weight.grad[2]) < math.inf
+        got = joined(torch.tensor([0.0, -0.0, 0.1]), torch.ones(3), 1.0, shape, 0.5, epsilon)
+        assert got[:2].tolist() == [1.0, 1.0]
+        assert 1.0 < float(got[2]) < math.inf
 
 
-def test_the_forward_is_the_weight_itself() -> None:
-    weight = nn.Parameter(torch.randn(3, 4))
-    out = rate_node(weight, node_values())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_gradients_are_added_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
+    """Up or down at random: off by less than a spacing each, and right in the mean."""
+    weight, incoming = (torch.randn(64, 8) * 0.05).to(dtype), torch.randn(64, 8).to(dtype)
+    parameters = {"strength": 0.01, "shape": 0.6, "scale": 0.05, "epsilon": 0.01}
+    got = joined(weight, incoming, **parameters)
+    assert got.dtype == dtype
+    slope = loss_term(weight, **parameters)
+    expected = incoming.double() + slope
+    spacing = torch.finfo(dtype).eps * expected.abs()  # at least that of the two neighbours
+    bound = slope_bound(weight, **parameters, unit=2.0**-24) + spacing
+    assert_within(got, expected, bound)
+    # Noise of at most a spacing, of deviation a half: five deviations of the sum of 512.
+    mean_slope = (weight.sign() * (got.double() - incoming.double())).mean()
+    assert abs(float(mean_slope - slope.abs().mean())) < 5 * float(spacing.square().sum().sqrt()) / 2 / weight.numel()
+    assert float(slope.abs().mean()) > 0.05
+
+
+# The node.
+
+
+def test_the_node_is_the_weight_itself_in_both_directions() -> None:
+    weight, incoming = nn.Parameter(torch.randn(3, 4)), torch.randn(3, 4)
+    out = rate_node(weight)
     assert out.data_ptr() == weight.data_ptr()
-    assert torch.equal(out, weight)
     assert out is not weight
-
-
-def test_idle_and_frozen_and_empty_weights() -> None:
-    weight = torch.randn(4, 3, requires_grad=True)
-    incoming = torch.randn(4, 3)
-    rate_node(weight, node_values()).backward(incoming)
+    out.backward(incoming)
     assert torch.equal(weight.grad, incoming)  # type: ignore[arg-type]
-    assert not rate_node(torch.randn(3, 3), values_of(1.0, 0.7, 0.1, 0.1)).requires_grad
+    assert not rate_node(torch.randn(3, 3)).requires_grad
     empty = torch.randn(0, 3, requires_grad=True)
-    rate_node(empty, values_of(1.0, 0.7, 0.1, 0.1)).sum().backward()
+    rate_node(empty).sum().backward()
     assert empty.grad is not None
     assert empty.grad.shape == (0, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_half_weights_are_added_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
-    weight = (torch.randn(64, 8) * 0.05).to(dtype).requires_grad_()
-    incoming = torch.randn(64, 8).to(dtype)
-    parameters = {"strength": 0.01, "shape": 0.6, "scale": 0.05, "epsilon": 0.01}
-    rate_node(weight, values_of(**parameters)).backward(incoming)
-    assert weight.grad is not None
-    assert weight.grad.dtype == dtype
-    slope = loss_term(weight, **parameters)
-    expected = incoming.double() + slope
-    bound = slope_bound(weight.detach(), **parameters, unit=2.0**-24) + 2.0**-24 * expected.abs()
-    assert_within(weight.grad, expected, store_bound(expected, bound, dtype))
-    # What two roundings of bfloat16 would lose is outside of the bound: the slope is a hundredth of the gradient.
-    assert float(slope.abs().mean()) > 0.05
-
-
-def test_the_loss_scale_multiplies_the_slope_alone() -> None:
-    weight = torch.randn(6, 6, dtype=torch.float64, requires_grad=True)
-    slopes = []
-    for scale in (1.0, 1024.0):
-        weight.grad = None
-        rate_node(weight, values_of(0.1, 0.7, 0.5, 0.01, scale)).backward(torch.zeros_like(weight))
-        slopes.append(weight.grad)
-    assert torch.equal(slopes[0] * 1024, slopes[1])  # type: ignore[operator]
-
-
-def test_a_forward_takes_its_values_with_it() -> None:
-    weight, values = torch.randn(3, 3, requires_grad=True), node_values()
-    rate_node(weight, values).sum()
-    values.copy_(values_of(0.1, 1.0, 1.0, 0.0))
-    out = rate_node(weight, values).sum()
-    values.copy_(node_values())
-    out.backward()
-    assert weight.grad is not None
-    assert not torch.equal(weight.grad, torch.ones(3, 3))
-
-
-def test_a_gradient_penalty_gets_the_slope_once_and_second_order_by_weights_is_refused() -> None:
-    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    parameters = {"strength": 0.5, "shape": 0.7, "scale": 1.0, "epsilon": 0.05}
-
-    def penalized(used: Tensor) -> Tensor:
-        task = (x @ used).tanh().sum()
-        return task + torch.autograd.grad(task, x, create_graph=True)[0].square().sum()
-
-    (expected,) = torch.autograd.grad(penalized(weight), weight)
-    expected += loss_term(weight, **parameters)
-    (got,) = torch.autograd.grad(penalized(rate_node(weight, values_of(**parameters))), weight)
-    bound = slope_bound(weight.detach(), **parameters, unit=U) + 4 * U * expected.abs()
-    assert_within(got, expected, bound)
-    (first,) = torch.autograd.grad(rate_node(weight, values_of(**parameters)).square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="twice"):
-        first.sum().backward()
-
-
 def test_a_sparse_gradient_passes_as_it_is() -> None:
     table = nn.Parameter(torch.randn(10, 3))
-    out = nn.functional.embedding(torch.tensor([1, 1, 4]), rate_node(table, values_of(1.0, 0.7, 0.1, 0.1)), sparse=True)
-    out.sum().backward()
+    nn.functional.embedding(torch.tensor([1, 1, 4]), rate_node(table), sparse=True).sum().backward()
     assert table.grad is not None
     assert table.grad.is_sparse
     assert table.grad.to_dense().sum() == 9
+
+
+def test_a_gradient_penalty_gets_the_slope_once_and_second_orders_pass() -> None:
+    """Gradients of gradients by inputs and by weights are those without a node; a step adds the slope."""
+    settings = BackSlash(mode="coupled", strength=0.5, shape=0.7, scale=1.0, epsilon=0.05)
+    model = nn.Linear(4, 4, bias=False).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    for by in (x, model.weight):
+
+        def penalized(used: Tensor, by: Tensor = by) -> Tensor:
+            task = (x @ used.T).tanh().sum()
+            return task + torch.autograd.grad(task, by, create_graph=True)[0].square().sum()
+
+        (expected,) = torch.autograd.grad(penalized(model.weight), model.weight)
+        parameters = {"strength": 0.5, "shape": 0.7, "scale": 1.0, "epsilon": 0.05}
+        expected += loss_term(model.weight, **parameters)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with settings.attach(model, optimizer):
+            optimizer.zero_grad()
+            penalized(rate_node(model.weight)).backward()
+            optimizer.step()
+        assert model.weight.grad is not None
+        bound = slope_bound(model.weight.detach(), **parameters, unit=U) + 8 * U * expected.abs()
+        assert_within(model.weight.grad, expected, bound)
 
 
 class Tied(nn.Module):
@@ -187,27 +165,29 @@ class Tied(nn.Module):
         return self.head(x)
 
 
-def test_a_weight_with_several_uses_and_names_gets_one_node() -> None:
+def test_a_weight_with_several_uses_and_names_gets_one_node_and_one_slope() -> None:
     model, ids = Tied().double().train(), torch.randint(0, 11, (5,))
     program = Program.trace(model, (ids,))
-    report = BackSlash(mode="coupled", strength=0.2)(program)
+    parameters = {"strength": 0.2, "shape": 0.8, "scale": 0.3, "epsilon": 0.02}
+    coupled = BackSlash(mode="coupled", **parameters)
+    report = coupled(program)
     program.check()
     assert {change.name for change in report.changes} == {"embed.weight", "inner.weight"}
     assert any("frozen" in skip.reason for skip in report.skips)
     assert len(list(program.calls(rate_node))) == 2
-    parameters = {"strength": 0.2, "shape": 0.8, "scale": 0.3, "epsilon": 0.02}
-    for weight in (model.embed.weight, model.inner.weight):
-        node_state(weight).values.copy_(values_of(**parameters))
     program(ids).square().sum().backward()
-    got = [weight.grad for weight in (model.embed.weight, model.inner.weight)]
-    model.zero_grad()
-    model(ids).square().sum().backward()
-    for weight, gradient in zip((model.embed.weight, model.inner.weight), got):
+    weights = (model.embed.weight, model.inner.weight)
+    plain = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    coupled.attach(model, optimizer)
+    optimizer.step()
+    model_gradients = torch.autograd.grad(model(ids).square().sum(), weights)
+    for weight, task, eager in zip(weights, plain, model_gradients):
+        assert_within(task, eager, 8 * U * eager.abs())
+        expected = task + loss_term(weight, **parameters)
         assert weight.grad is not None
-        assert gradient is not None
-        expected = weight.grad + loss_term(weight, **parameters)
         bound = slope_bound(weight.detach(), **parameters, unit=U) + 2 * U * expected.abs()
-        assert_within(gradient, expected, bound)
+        assert_within(weight.grad, expected, bound)
 
 
 def test_a_proximal_mode_inserts_no_node_and_says_so() -> None:
@@ -229,25 +209,3 @@ def test_patterns_choose_and_a_weight_that_the_graph_does_not_use_is_named() -> 
     assert "inner.weight" not in skipped
     with pytest.raises(ggpass.WeightError, match="nosuch"):
         BackSlash(mode="coupled", strength=0.2, only=("nosuch",))(program)
-
-
-def test_a_fed_node_is_told_from_an_idle_one_and_states_die_with_their_weights() -> None:
-    model, idle = nn.Linear(4, 4), nn.Parameter(torch.randn(2, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    gc.collect()
-    before = len(_STATES)
-    regularizer = BackSlash(mode="coupled", strength=0.2).attach(model, optimizer)
-    for _ in range(2):
-        values = [v.clone() for _ in range(2) for v in ready_nodes([model.weight, idle])]
-        assert [bool(v[0] > -math.inf) for v in values] == [True, False, False, False], "the first forward takes it"
-        assert not take_carried(model.weight), "no backward has come"
-        (rate_node(model.weight, values[0]).sum() + rate_node(idle, values[1]).sum()).backward()
-        assert take_carried(model.weight)
-        assert not take_carried(model.weight)
-        assert not take_carried(idle)
-    regularizer.detach()
-    assert node_state(model.weight).values[0] == -math.inf
-    assert node_state(model.weight).feed is None
-    del regularizer, optimizer, model, idle
-    gc.collect()
-    assert len(_STATES) <= before

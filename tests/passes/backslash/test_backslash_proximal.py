@@ -215,9 +215,9 @@ def test_paper_modes_fit_one_shape_to_all_weights() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert regularizer.fits.shapes == pytest.approx([fitted_shape(whole)] * 2, rel=1e-4)
+    assert regularizer.priors.shapes == pytest.approx([fitted_shape(whole)] * 2, rel=1e-4)
     for index in (0, 1):
-        assert regularizer.fits.log_slope(index) == pytest.approx(math.log(fitted_shape(whole) / 1800), abs=1e-4)
+        assert regularizer.priors.log_slope(index) == pytest.approx(math.log(fitted_shape(whole) / 1800), abs=1e-4)
 
 
 def test_a_step_that_would_diverge_is_bounded() -> None:

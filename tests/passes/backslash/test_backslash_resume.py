@@ -147,7 +147,7 @@ def test_weights_of_every_odd_kind() -> None:
     assert regularizer.names == ("zero", "empty", "embedding.weight", "linear.weight", "unused.weight")
     reasons = {skip.name: skip.reason for skip in regularizer.report.skips}
     assert "frozen" in reasons["frozen.weight"]
-    assert "vector" in reasons["linear.bias"]
+    assert reasons["linear.bias"].startswith("1-D (bias, norm)")
     kept = [model.frozen.weight.clone(), model.unused.weight.clone(), model.linear.bias.clone()]
     for step in range(4):
         optimizer.zero_grad()
@@ -170,15 +170,15 @@ def test_nan_is_told_once_and_leaves_the_rest_alone(caplog: pytest.LogCaptureFix
     trained = build(target_bits=1.0, refit_every=1)
     train(trained, 0, 2)
     trained[0][0].weight.data[0, 0] = math.nan
-    fit = trained[2].fits.as_tensor()
+    fit = trained[2].priors.as_tensor()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             trained[1].zero_grad()
             trained[0][2](torch.ones(1, 16)).sum().backward()
             trained[1].step()
     assert [r.message for r in caplog.records] == ["0.weight holds NaN or infinity: its rate is left as it was"]
-    assert torch.equal(trained[2].fits.as_tensor()[0], fit[0])
-    assert not torch.equal(trained[2].fits.as_tensor()[1], fit[1])
+    assert torch.equal(trained[2].priors.as_tensor()[0], fit[0])
+    assert not torch.equal(trained[2].priors.as_tensor()[1], fit[1])
     assert math.isfinite(trained[2].strength)
     with pytest.raises(WeightError, match="no symbol"):
         trained[2].bits()

@@ -26,7 +26,7 @@ from ggpass.training import RateSettings, Regularizer, Schedule
         ({"strength": 1.0, "epsilon": -0.1}, "epsilon is a number of at least 0"),
         ({"strength": 1.0, "shape_max": 0.0}, "shape_max is a positive number"),
         ({"strength": 1.0, "mode": "adam"}, "mode='adam' is unknown; choose one of proximal"),
-        ({"target_bits": 1.0, "mode": "coupled"}, "target_bits is led by the proximal step"),
+        ({"target_bits": 1.0, "mode": "coupled"}, "target_bits is reached by the proximal step"),
         ({"strength": 1.0, "mode": "paper-coupled", "shape": 1.0}, "fits ν itself"),
         ({"strength": 1.0, "refit_every": 0}, "refit_every is a count"),
         ({"strength": 1.0, "total_steps": 1.5}, "total_steps is a count"),

@@ -1,4 +1,4 @@
-"""What the callbacks share: settings whose number of steps the trainer knows, its checkpoints, and figures to log."""
+"""The part of a callback that no trainer changes: settings, the Regularizer, its state in checkpoints, its figures."""
 
 import dataclasses
 import logging
@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 
 from ggpass.errors import InputError
 from ggpass.passes.backslash import BackSlash
-from ggpass.passes.backslash.identity import plain_name
-from ggpass.training import RateSettings, Regularizer, Schedule
+from ggpass.passes.backslash.regularizer import Regularizer
+from ggpass.passes.backslash.schedule import Schedule
+from ggpass.passes.backslash.settings import RateSettings
+from ggpass.passes.backslash.state import plain_name
 
 log = logging.getLogger(__name__)
 
@@ -20,25 +22,26 @@ log = logging.getLogger(__name__)
 UNKNOWN_STEPS = 1 << 62
 
 
-class Attachment:
+class RateCallback:
     """Settings now, a Regularizer when the trainer starts.
 
     Attributes:
-        settings: as given; `total_steps` is UNKNOWN_STEPS where it was left out.
-        regularizer: the last one attached; it stays readable after the training. None before the first.
+        settings: as given; `total_steps` is UNKNOWN_STEPS if it was left out.
+        regularizer: of the current or the last training; it stays readable after it. None before the first.
         first_step: the trainer's step at which the rate began.
     """
 
-    def __init__(self, settings: RateSettings | None, fields: dict[str, Any]) -> None:
-        """Check the settings.
+    def __init__(self, settings: RateSettings | None = None, **fields: Any) -> None:
+        """Check the settings; nothing is attached before the training begins.
 
         Args:
-            settings: a BackSlash or RateSettings; None where the fields are given one by one.
-            fields: of BackSlash. A share in a schedule is taken of the trainer's steps.
+            settings: a `BackSlash`, or:
+            fields: its fields, one by one. A share in a schedule is taken of the trainer's steps.
 
         Raises:
             InputError: both or neither given, or values that cannot be meant.
         """
+        super().__init__()
         if (settings is None) == (not fields):
             raise InputError("give either a BackSlash or its fields: BackSlashCallback(target_bits=1.5)")
         if settings is None:
@@ -61,11 +64,9 @@ class Attachment:
         step: int,
         last_step: int | None,
         saved: Mapping[str, Any] | None,
-        scaler: Any,
-        micro_batches: int,
         who: str,
         rate_of: Callable[[dict[str, nn.Parameter]], Mapping[str, Any]] | None = None,
-    ) -> Regularizer:
+    ) -> None:
         """Attach a new Regularizer, in place of the one before, and continue from a checkpoint.
 
         Args:
@@ -73,8 +74,7 @@ class Attachment:
             optimizers: those that step, not what wraps them.
             step: the trainer's step, above 0 where it resumes.
             last_step: at which the trainer ends; None where that is unknown.
-            saved: what `state()` gave the checkpoint that is resumed from; None where it holds none.
-            scaler, micro_batches: as `Regularizer.scale_nodes` takes them.
+            saved: from `saved_state()`, in the checkpoint that is resumed from; None if it holds none.
             who: the name under which a checkpoint holds the state.
             rate_of: gives the Regularizer's state for weights by name, where `saved["rate"]` is not the whole of it.
 
@@ -93,8 +93,7 @@ class Attachment:
             regularizer.load_state_dict(saved["rate"] if rate_of is None else rate_of(weights))
         elif step:
             log.warning("the checkpoint of step %d holds no state of %s: the rate begins with this step", step, who)
-        self.regularizer = regularizer.attach(*optimizers).scale_nodes(scaler, micro_batches)
-        return regularizer
+        self.regularizer = regularizer.attach(*optimizers)
 
     def detach(self, *, finished: bool = True) -> None:
         """Take the hooks off the optimizer; the Regularizer and its state stay.
@@ -105,14 +104,14 @@ class Attachment:
         if self.regularizer is not None:
             self.regularizer.detach(finished=finished)
 
-    def state(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps: the trainer's step at which the rate began, and the Regularizer's state."""
+    def saved_state(self) -> dict[str, Any] | None:
+        """Return a checkpoint's state: the trainer's step at which the rate began, and the Regularizer's."""
         if self.regularizer is None:
             return None
         return {"first_step": self.first_step, "rate": self.regularizer.state_dict()}
 
     def figures(self) -> dict[str, float]:
-        """bits_per_weight, rate_strength (λ) and zeros (a share), as last measured; empty before the first time."""
+        """Return bits_per_weight, rate_strength (λ) and zeros (a share), as last measured; empty before."""
         if self.regularizer is None:
             return {}
         state = self.regularizer.state_dict()
