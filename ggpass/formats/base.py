@@ -80,7 +80,7 @@ class Format:
     Attributes:
         name: what a target string calls it, as in `rf8-cpu`; without a dash.
         codebook: (256,) float32, the value of each code before its channel's scale, symmetric in the emitted codes; NaN
-            or infinity where a code means no number.
+            or infinity if a code means no number.
         default_scale: `pow2` or `real`, the rule used if a Scheme leaves it open.
         never_emitted: codes with a value that encoders do not produce all the same.
         decoder: what kernels may assume of the codebook.

@@ -1,4 +1,4 @@
-"""The operators on CUDA tensors: kernels where they can be had, the reference where not, which is said once."""
+"""The operators on CUDA tensors: kernels if they can be had, else the reference, which is logged once."""
 
 import functools
 import logging

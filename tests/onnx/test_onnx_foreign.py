@@ -10,6 +10,7 @@ from support.onnx_files import FLOAT, HALF, INT64, node, operators, rounded, sam
 from support.onnx_runs import WAYS, check, onnx
 
 import ggpass
+from ggpass.formats import FORMATS
 
 pytest.importorskip("onnx_ir", reason="needs onnx-ir; pip install 'ggpass[onnx]'")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -199,7 +200,7 @@ def test_new_names_are_new(names: dict[str, str], target: str, tmp_path: Path) -
     close(tmp_path / "out.onnx", path, {"x": weight(2, 4, 9, 9)}, 0.1)
 
 
-@pytest.mark.parametrize("second", ["rf8", "int8", "e4m3"])
+@pytest.mark.parametrize("second", FORMATS)
 @pytest.mark.parametrize("first", ["rf8", "int8"])
 def test_lowering_in_two_steps(first: str, second: str, tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "a"], "h"), node("MatMul", ["h", "b"], "y")]

@@ -73,7 +73,7 @@ class CudaKernels:
         """(x @ codebook[codes]ᵀ) · scale + bias, sums in float32.
 
         Args:
-            x: (…, K) bfloat16 or float16; copied where it is not contiguous or its address no multiple of 16.
+            x: (…, K) bfloat16 or float16; copied if it is not contiguous or its address no multiple of 16.
             codes: (N, K) uint8, canonical; likewise.
             scale: (N,) or (1,) float32.
             bias: (N,) or (1,) floating, or None.
@@ -204,7 +204,7 @@ class CudaKernels:
         memory = self._scaled.setdefault(table.unit, TensorCache(lambda scale: _finished(scale * table.unit)))
         found = memory.find(scale)
         if found is None:
-            # What a capture allocates holds nothing until the graph runs: it must not be remembered.
+            # What a capture allocates holds nothing until the graph runs: it must not be cached.
             found = scale * table.unit if self._capturing() else memory.of(scale)
         return table, found
 
@@ -334,6 +334,6 @@ def _finished(tensor: Tensor) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied where it is not contiguous or does not start at a multiple of 16 bytes."""
+    """The tensor, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
