@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
 from ggpass.graph.edges import insert_on_weight_edges
-from ggpass.passes.backslash.node import rate_node
 from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
 from ggpass.passes.backslash.settings import RateSettings
@@ -70,6 +70,23 @@ class BackSlash(RateSettings):
             InputError: the optimizers hold none of the weights, or the settings do not fit the model.
         """
         return Regularizer(model, self).attach(*optimizers)
+
+
+def rate_node(weight: Tensor) -> Tensor:
+    """w → w forward, g → g backward: marks a weight's edge in a training graph.
+
+    The slope λ·∂R/∂w joins the gradient at the optimizer's step, once. A node cannot add it exactly: it is passed as
+    often as forwards and backwards are run for a step, and does not see the factor of the loss (1/k of micro-batches,
+    the scale of a gradient scaler).
+
+    Args:
+        weight: floating, any shape.
+
+    Returns:
+        A view of the weight.
+    """
+    alias: Tensor = torch.ops.aten.alias(weight)  # unlike a view, it passes sparse gradients
+    return alias
 
 
 def _make_node(program: Program, source: fx.Node, weight: Weight) -> fx.Node:

@@ -89,24 +89,18 @@ class Controller:
         self.hurried += wanted < -LARGEST_DROP
         return min(0.0, max(-LARGEST_DROP, wanted) - max(-LARGEST_DROP, min(2 * LARGEST_DROP, self.growth)))
 
-    def expect(self, bits: float, drop: float) -> None:
-        """Note the forecast for the chosen λ: bits·e^drop at the next measurement."""
-        self.forecast = bits * math.exp(drop)
-
-    def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
-        """Return True if the bits are below the target without λ, long after the plan has ended; once at most."""
-        surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
-        self.idle = self.idle + 1 if surplus else 0
-        return self.idle == PATIENCE
+    def surplus(self, step: int, bits: float, strength: float) -> str:
+        """Return the message that a target needs no rate, long after the plan has ended; once at most, else ''."""
+        idle = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
+        self.idle = self.idle + 1 if idle else 0
+        if self.idle != PATIENCE:
+            return ""
+        return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
 
     @property
     def reported_surplus(self) -> bool:
         """Return True if that was reported, and is still so."""
         return self.idle >= PATIENCE
-
-    def surplus(self, bits: float) -> str:
-        """Return the message for a target that needs no rate."""
-        return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers."""

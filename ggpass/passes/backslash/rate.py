@@ -2,22 +2,22 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ggpass.errors import InputError, WeightError
-from ggpass.passes.backslash.controller import Controller, solve
-from ggpass.passes.backslash.priors import Priors
-from ggpass.passes.backslash.forecast import forecast
 from ggpass.ggd.grid import Histogram
-from ggpass.passes.backslash.grid import histogram
-from ggpass.passes.backslash.grids import Grids
+from ggpass.passes.backslash.controller import Controller, solve
 from ggpass.passes.backslash.diagnostics import Diagnostics
+from ggpass.passes.backslash.forecast import forecast
+from ggpass.passes.backslash.grids import Grids
+from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.proximal import Slope, add_slope_, shrink_
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.passes.backslash.sharded import local_part
+from ggpass.passes.backslash.statistics import histogram, moments
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Rate:
         self.strength = settings.strength or 0.0
         self.used = 0.0
         self.measured = (math.nan, math.nan)
-        self.diagnostics = Diagnostics(len(names))
+        self.diagnostics = Diagnostics([0] * len(names), [0.0] * len(names))
         self.controller: Controller | None = None
         if target is not None:
             ramp = settings.schedule.steps(settings.schedule.ramp, settings.total_steps)
@@ -97,13 +97,13 @@ class Rate:
         return self.priors.log_slope(index) + steps
 
     def log_factor(self, index: int, steps: int, rate: float = 1.0) -> float:
-        """ln of what multiplies (|θ|+ε)^(ν−1): lr·λ·m·ν/(α^ν ln 2); −∞ where there is nothing to do."""
+        """ln of what multiplies (|θ|+ε)^(ν−1): lr·λ·m·ν/(α^ν ln 2); −∞ if there is nothing to do."""
         return self.log_slope(index) + _log(rate * self.strength * self.factor(steps))
 
-    def bounded_factor(self, index: int, steps: int, rate: float) -> float:
-        """Return the same, held to a factor that moves a weight by a share of its tensor's deviation."""
+    def proximal_slope(self, index: int, steps: int, rate: float) -> Slope:
+        """lr·λ·m·ρ'(|θ|), held to a factor that moves a weight by a share of its tensor's deviation."""
         largest = self.priors.log_largest_factor(index, self.epsilon(index))
-        return min(self.log_factor(index, steps, rate), largest)
+        return self.slope(index, min(self.log_factor(index, steps, rate), largest))
 
     def join_gradients(self, steps: int, weights: Numbered, log_scale: float) -> None:
         """g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ), in the coupled modes.
@@ -144,7 +144,7 @@ class Rate:
             slopes = [self.slope(i, self.log_factor(i, steps)) for i, _ in chosen]
             add_slope_(tensors, tensors, slopes, sign=-1, seed=seed)
         else:
-            shrink_(tensors, [self.slope(i, self.bounded_factor(i, steps, rates[id(w)])) for i, w in chosen], seed)
+            shrink_(tensors, [self.proximal_slope(i, steps, rates[id(w)]) for i, w in chosen], seed)
 
     # Fits, bits and λ.
 
@@ -154,25 +154,24 @@ class Rate:
             return False
         return steps % self.settings.interval == 0 or self.settings.mode == "paper-coupled"
 
-    def refit(
-        self, steps: int, weights: Sequence[nn.Parameter], rates: Callable[[], Rates], warn: Callable[[str], None]
-    ) -> None:
-        """Fit ν and α; where there is a target, move λ.
+    def refit(self, steps: int, weights: Sequence[nn.Parameter], rates: Rates) -> str:
+        """Fit ν and α; if there is a target, move λ.
 
         Args:
             steps: done so far.
             weights: as they are now.
-            rates: gives the learning rate of every weight that an optimizer holds.
-            warn: takes a message for the report.
+            rates: the learning rate of every weight that an optimizer holds.
+
+        Returns:
+            A message for the report, or ''.
         """
         self._fitted_at = steps
         self._warn_of_broken(self.priors.update(weights, self.settings))
         if self.controller is None or steps % self.settings.interval:
-            return
+            return ""
         bits = self._histogram(weights).bits
-        self.strength = self._choose_strength(self.controller, bits, steps, weights, rates())
-        if self.controller.needs_no_rate(steps, bits, self.strength):
-            warn(self.controller.surplus(bits))
+        self.strength = self._choose_strength(self.controller, bits, steps, weights, rates)
+        return self.controller.surplus(steps, bits, self.strength)
 
     def _choose_strength(
         self, controller: Controller, bits: float, steps: int, weights: Sequence[nn.Parameter], rates: Rates
@@ -190,7 +189,7 @@ class Rate:
         expected = forecast([weights[i] for i in chosen], slopes, [self.grids.steps[i] for i in chosen])
         strength = solve(expected.log_drop, drop, expected.largest)
         foreseen = expected.log_drop(strength)
-        controller.expect(bits, foreseen)
+        controller.forecast = bits * math.exp(foreseen)
         self.diagnostics.note_choice(drop, foreseen, mean_rate)
         return strength
 
@@ -202,17 +201,14 @@ class Rate:
         last = steps + 1 == self.settings.total_steps
         if steps % self.settings.interval and not last:
             return
-        counted = self._count(weights)
+        try:
+            counted = self._histogram(weights)
+        except WeightError:  # since the last fit the optimizer's step has brought NaN or infinity
+            self._warn_of_broken(self.priors.find_broken(moments(weights)))
+            counted = self._histogram(weights)
         self.measured = (counted.bits, counted.zeros)
         if not self.in_tail(steps):
             self.diagnostics.bits_ahead_of_tail = counted.bits
-
-    def _count(self, weights: Sequence[nn.Parameter]) -> Histogram:
-        try:
-            return self._histogram(weights)
-        except WeightError:  # since the last fit the optimizer's step has brought NaN or infinity
-            self._warn_of_broken(self.priors.find_broken(weights))
-            return self._histogram(weights)
 
     def _histogram(self, weights: Sequence[nn.Parameter]) -> Histogram:
         """Return the symbols of all usable weights, each on its grid."""
@@ -231,19 +227,20 @@ class Rate:
         if math.isnan(bits):
             return "not measured yet"
         over = steps > 0 and (self.in_tail(steps) or steps == self.settings.total_steps)
-        strength = (self.used if over else 0.0) or self.strength
-        text = f"{bits:.2f} bits/weight, λ {strength:.2g}, {100 * zeros:.0f} % zeros"
-        missed = over and self.controller is not None and self.controller.misses(bits)
-        return f"{text}, asked {self.controller.target:.2f}" if missed and self.controller is not None else text
+        text = f"{bits:.2f} bits/weight, λ {over and self.used or self.strength:.2g}, {100 * zeros:.0f} % zeros"
+        if over and self.controller is not None and self.controller.misses(bits):
+            text += f", asked {self.controller.target:.2f}"
+        return text
 
-    def missed(self, steps: int, weights: Sequence[nn.Parameter], names: Sequence[str]) -> str:
+    def missed(self, steps: int) -> str:
         """Asked for so many bits, reached others, because …; '' if a target is met, reported, or none."""
-        bits = self.measured[0]
-        if self.controller is None or math.isnan(bits) or not self.controller.misses(bits):
+        goal, bits = self.controller, self.measured[0]
+        if goal is None or math.isnan(bits) or not goal.misses(bits):
             return ""
-        if self.controller.reported_surplus and bits < self.controller.target:
+        if goal.reported_surplus and bits < goal.target:
             return ""
-        return self.diagnostics.message(self.controller, self.settings, steps, bits, weights, names)
+        why = next(self.diagnostics.reasons(goal, self.settings, steps, bits, self.grids.counts, self.names))
+        return f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps, because {why}"
 
     # State.
 

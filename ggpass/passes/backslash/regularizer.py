@@ -16,9 +16,9 @@ from ggpass.graph.report import Report
 from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
 from ggpass.passes.backslash.priors import Priors
 from ggpass.ggd.grid import Histogram
-from ggpass.passes.backslash.grid import histogram
+from ggpass.passes.backslash.statistics import histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
+from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
@@ -56,16 +56,15 @@ class Regularizer:
         selection = select(model, settings)
         self.settings = settings
         self._model = weakref.ref(model)
-        self.names = selection.names
-        self.weights = selection.weights
-        self.report: Report = selection.report
+        self.names, self.weights, self.report = selection.names, selection.weights, selection.report
         self.steps = 0
         self.automatic = False
-        self.count = sum(weight.numel() for weight in self.weights)
-        target = None
-        if settings.has_target:
-            target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
-        self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
+        counts = [weight.numel() for weight in self.weights]
+        self.count = sum(counts)
+        target = settings.target_bits
+        if settings.target_megabytes is not None:
+            target = bits_of_megabytes(model, selection, settings.target_megabytes)
+        self._rate = Rate(self.names, counts, settings, target)
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
         self.optimizers: tuple[Optimizer, ...] = ()
@@ -106,8 +105,10 @@ class Regularizer:
         return self
 
     def _warn(self, message: str) -> None:
-        self.report.notes.append(message)
-        log.warning(message)
+        """Report and log a message, if there is one."""
+        if message:
+            self.report.notes.append(message)
+            log.warning(message)
 
     def detach(self, *, finished: bool = True) -> None:
         """Remove the hooks; the state stays.
@@ -117,7 +118,7 @@ class Regularizer:
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
-            self._warn_of_missed_target()
+            self._warn(self._rate.missed(self.steps))
         if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
             self._warn(
                 f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
@@ -138,11 +139,12 @@ class Regularizer:
         """A hook ahead of `step`; what it returns are the arguments in place of those given."""
         if skipped(optimizer):
             return None
-        adds = self.coupled and not self._rate.in_tail(self.steps)
-        if (adds or self._exact) and has_closure(args, kwargs):  # both wait for the gradients
-            return after_closure(args, kwargs, lambda: self.before_step(optimizer))
-        self.before_step(optimizer)
-        return None
+        waits = None
+        if self._exact or (self.coupled and not self._rate.in_tail(self.steps)):  # both need the gradients
+            waits = after_closure(args, kwargs, lambda: self.before_step(optimizer))
+        if waits is None:
+            self.before_step(optimizer)
+        return waits
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not skipped(optimizer):
@@ -199,18 +201,10 @@ class Regularizer:
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
             self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
-            self._end_step()
-
-    def _end_step(self) -> None:
-        """Measure the weights as the step has left them, and count it."""
-        self._rate.measure(self.steps, self.weights)
-        self.steps += 1
-        if self.steps == self.settings.total_steps:
-            self._warn_of_missed_target()
-
-    def _warn_of_missed_target(self) -> None:
-        if message := self._rate.missed(self.steps, self.weights, self.names):
-            self._warn(message)
+            self._rate.measure(self.steps, self.weights)
+            self.steps += 1
+            if self.steps == self.settings.total_steps:
+                self._warn(self._rate.missed(self.steps))
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
         """Return True if this optimizer's steps are the ones that are counted."""
@@ -223,9 +217,9 @@ class Regularizer:
         return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._of(rates)]
 
     def _refit(self, *optimizer: Optimizer) -> None:
-        """Fit all weights, move λ; `optimizer` is the one that steps, where none is attached."""
-        optimizers = self.optimizers or optimizer
-        self._rate.refit(self.steps, self.weights, lambda: learning_rates(optimizers, self.weights), self._warn)
+        """Fit all weights, move λ; `optimizer` is the one that steps, if none is attached."""
+        rates = learning_rates(self.optimizers or optimizer, self.weights)
+        self._warn(self._rate.refit(self.steps, self.weights, rates))
 
     # For the user.
 
