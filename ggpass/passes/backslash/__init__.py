@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ggpass.graph.report import Change, Report, Skip
@@ -12,7 +12,6 @@ from ggpass.graph.edges import insert_on_weight_edges
 from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
 from ggpass.passes.backslash.settings import RateSettings
-from ggpass.graph.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class BackSlash(RateSettings):
                 report.changes.append(Change(name, "the rate's gradient joins its own"))
             else:
                 report.skips.append(Skip(name, "the graph does not use it"))
-        insert_on_weight_edges(program, chosen, _make_node)
+        insert_on_weight_edges(program, chosen, lambda _, source, __: program.graph.call_function(rate_node, (source,)))
         report.notes.append("attach(optimizer): its step adds the slope of the marked weights, once")
         return report
 
@@ -87,7 +86,3 @@ def rate_node(weight: Tensor) -> Tensor:
     """
     alias: Tensor = torch.ops.aten.alias(weight)  # unlike a view, it passes sparse gradients
     return alias
-
-
-def _make_node(program: Program, source: fx.Node, weight: Weight) -> fx.Node:
-    return program.graph.call_function(rate_node, (source,))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 #: The share of a miss that is to be made up by the next measurement; all of it would chase noise.
 CORRECTION = 0.5
@@ -101,15 +101,6 @@ class Controller:
     def reported_surplus(self) -> bool:
         """Return True if that was reported, and is still so."""
         return self.idle >= PATIENCE
-
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("target", "ramp")}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state_dict()`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> float:

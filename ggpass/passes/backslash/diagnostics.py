@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -134,12 +133,3 @@ class Diagnostics:
                 "two measurements; let it decay, or give a smaller refit_every"
             )
         yield "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers and lists of them."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name, value in state.items():
-            setattr(self, name, list(value) if isinstance(value, list) else value)

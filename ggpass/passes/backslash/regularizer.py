@@ -1,7 +1,6 @@
 """Regularizer: the rate term beside an optimizer: when it acts, on which weights, and what of it is kept."""
 
 import logging
-import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -40,8 +39,6 @@ class Regularizer:
         names: of the regularized weights, tied ones once.
         weights: these Parameters.
         report: which Parameters were left alone, and why.
-        steps: optimizer steps so far.
-        strength: λ in force, before the schedule's factor.
         optimizers: those that it is attached to.
         automatic: whether it was attached without the caller's word, and gives way to one that he attaches.
     """
@@ -57,14 +54,12 @@ class Regularizer:
         self.settings = settings
         self._model = weakref.ref(model)
         self.names, self.weights, self.report = selection.names, selection.weights, selection.report
-        self.steps = 0
         self.automatic = False
-        counts = [weight.numel() for weight in self.weights]
-        self.count = sum(counts)
+        self.count = sum(weight.numel() for weight in self.weights)
         target = settings.target_bits
         if settings.target_megabytes is not None:
             target = bits_of_megabytes(model, selection, settings.target_megabytes)
-        self._rate = Rate(self.names, counts, settings, target)
+        self._rate = Rate(self.names, self.weights, settings, target)
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
         self.optimizers: tuple[Optimizer, ...] = ()
@@ -118,7 +113,7 @@ class Regularizer:
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
-            self._warn(self._rate.missed(self.steps))
+            self._warn(self._rate.missed())
         if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
             self._warn(
                 f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
@@ -140,7 +135,7 @@ class Regularizer:
         if skipped(optimizer):
             return None
         waits = None
-        if self._exact or (self.coupled and not self._rate.in_tail(self.steps)):  # both need the gradients
+        if self._exact or (self.coupled and not self._rate.in_tail):  # both need the gradients
             waits = after_closure(args, kwargs, lambda: self.before_step(optimizer))
         if waits is None:
             self.before_step(optimizer)
@@ -174,13 +169,12 @@ class Regularizer:
             )
         self._exact.restore_(self._on_grids(rates))
         if self._is_clock(optimizer) and not self._exact:
-            self._rate.follow(self.steps, self.weights)
-        if self._rate.in_tail(self.steps):
-            self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
+            self._rate.follow()
+        if self._rate.in_tail:
+            self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._rate.held_by(rates)]
         elif self.coupled:
-            if self._is_clock(optimizer) and self._rate.due(self.steps):
-                self._refit(optimizer)
-            self._rate.join_gradients(self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
+            self._refit(optimizer)
+            self._rate.join_gradients(rates, gradient_scale(optimizer))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
@@ -190,38 +184,36 @@ class Regularizer:
             optimizer: that has stepped; weights take its learning rates.
         """
         rates = learning_rates((optimizer,), self.weights)
-        if self._rate.in_tail(self.steps):
+        if self._rate.in_tail:
             for weight, zero in self._zeros:
                 local_part(weight).masked_fill_(zero, 0.0)
             self._zeros = []
         elif not self.coupled:
-            if self._is_clock(optimizer) and self._rate.due(self.steps):
-                self._refit(optimizer)
-            self._rate.step_weights(self.steps, self._of(rates), rates)
+            self._refit(optimizer)
+            self._rate.step_weights(rates)
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
             self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
-            self._rate.measure(self.steps, self.weights)
-            self.steps += 1
-            if self.steps == self.settings.total_steps:
-                self._warn(self._rate.missed(self.steps))
+            self._warn(self._rate.end_step())
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
         """Return True if this optimizer's steps are the ones that are counted."""
         return not self.optimizers or optimizer is self.optimizers[0]
 
-    def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
-        return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
-
     def _on_grids(self, rates: dict[int, float]) -> list[tuple[str, nn.Parameter, float]]:
-        return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._of(rates)]
+        return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._rate.held_by(rates)]
 
-    def _refit(self, *optimizer: Optimizer) -> None:
-        """Fit all weights, move λ; `optimizer` is the one that steps, if none is attached."""
-        rates = learning_rates(self.optimizers or optimizer, self.weights)
-        self._warn(self._rate.refit(self.steps, self.weights, rates))
+    def _refit(self, optimizer: Optimizer) -> None:
+        """Fit all weights and move λ if that is due; `optimizer` is the one that steps."""
+        if self._is_clock(optimizer):
+            self._warn(self._rate.refit(learning_rates(self.optimizers or (optimizer,), self.weights)))
 
     # For the user.
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._rate.steps
 
     @property
     def priors(self) -> Priors:
@@ -261,7 +253,7 @@ class Regularizer:
         As of the last measurement: after every `refit_every`-th step, and the last. Once the rate has ended the λ is
         the one used last, and a target that was missed is shown beside it.
         """
-        return self._rate.status(self.steps)
+        return self._rate.status()
 
     # State.
 
@@ -270,8 +262,7 @@ class Regularizer:
 
         On the grid, the exact weights too.
         """
-        state = {"steps": self.steps, "tensors": tensors_of(self.names, self.weights)}
-        state |= self._rate.state_dict()
+        state = {"tensors": tensors_of(self.names, self.weights)} | self._rate.state_dict()
         if self._exact:
             state["exact_weights"] = {plain_name(n): t for n, t in self._exact.tensors.items()}
         return state
@@ -285,7 +276,6 @@ class Regularizer:
             InputError: the state is of another model or of other settings; it names the weight that differs.
         """
         check_state(state, self.names, self.weights, self.settings)
-        self.steps = int(state["steps"])
         self._rate.load_state_dict(state)
         names = {plain_name(name): name for name in self.names}
         exact = {names.get(name, name): tensor for name, tensor in state.get("exact_weights", {}).items()}
