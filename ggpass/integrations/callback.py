@@ -112,13 +112,7 @@ class RateCallback:
 
     def figures(self) -> dict[str, float]:
         """Return bits_per_weight, rate_strength (λ) and zeros (a share), as last measured; empty before."""
-        if self.regularizer is None:
-            return {}
-        state = self.regularizer.state_dict()
-        if math.isnan(state["measured_bits"]):
-            return {}
-        return {
-            "bits_per_weight": state["measured_bits"],
-            "rate_strength": state["strength"],
-            "zeros": state["measured_zeros"],
-        }
+        names = {"measured_bits": "bits_per_weight", "strength": "rate_strength", "measured_zeros": "zeros"}
+        state = {} if self.regularizer is None else self.regularizer.state_dict()
+        measured = not math.isnan(state.get("measured_bits", math.nan))
+        return {name: state[key] for key, name in names.items()} if measured else {}

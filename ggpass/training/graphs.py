@@ -9,12 +9,19 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from ggpass.errors import TraceError
+from ggpass.errors import InputError, TraceError
 from ggpass.graph.program import Program
-from ggpass.training.batch_norms import explained, guard_batch_norms
 
 #: The name under which a training graph holds the model whose tensors it reads.
 MODEL = "ggpass_model"
+
+#: How torch's own batch norm begins its refusal, which torch.export leaves out of a graph.
+REFUSAL = "Expected more than 1 value per channel when training"
+
+REMEDY = (
+    "give a batch of two or more (drop_last=True in the DataLoader for the last one), or put the batch norms into "
+    "eval()"
+)
 
 
 def training_flags(model: nn.Module) -> tuple[bool, ...]:
@@ -84,8 +91,10 @@ def trace(
     except Exception as error:  # torch.export raises whatever the model's own code and its tracer raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = "\n".join(lines[:4]) or "no message"
-        if batch := explained(reason):
-            raise TraceError(f"{type(model).__name__} cannot be traced with these inputs: {batch}") from error
+        if REFUSAL in reason:
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced with these inputs: {REFUSAL}; {REMEDY}"
+            ) from error
         raise TraceError(
             f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
@@ -107,14 +116,13 @@ def _batch_dimensions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
 
 def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
     """Take the check of the inputs' sizes out of the graph: it is asked before a call, to choose between graphs."""
-    found = [n for n in module.graph.nodes if n.op == "call_module" and n.target == "_guards_fn"]
+    found = module.graph.find_nodes(op="call_module", target="_guards_fn")
     if not found:
         return lambda *leaves: None
-    guards = module.get_submodule("_guards_fn")
     for node in found:
         module.graph.erase_node(node)
     module.recompile()
-    return guards
+    return module.get_submodule("_guards_fn")
 
 
 def _is_fixed(node: fx.Node) -> bool:
@@ -138,3 +146,42 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     for node in reads:
         node.target = f"{MODEL}.{node.target}"
     program.graph_module.recompile()
+
+
+def guard_batch_norms(program: Program) -> None:
+    """batch_norm(x) → batch_norm(more_than_one(x)) wherever the mean and variance are the batch's.
+
+    Var[x] needs two values. Without this a graph that was traced with a larger batch takes one of 1: the output is the
+    bias alone, and the running variance becomes NaN.
+
+    Args:
+        program: a graph as torch.export traces it; edited in place.
+    """
+    for node in program.calls(torch.ops.aten.batch_norm.default):
+        source, uses_batch = node.args[0], node.args[5]
+        if not (isinstance(source, fx.Node) and uses_batch):
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        name = stack[-1][0] if stack else node.name
+        with program.graph.inserting_before(node):
+            guard = program.graph.call_function(more_than_one, (source, name))
+        guard.meta["val"] = source.meta.get("val")
+        node.update_arg(0, guard)
+
+
+def more_than_one(x: Tensor, name: str) -> Tensor:
+    """x itself, of shape (B, C, …).
+
+    Args:
+        x: what a batch norm in training mode reads.
+        name: of the batch norm, for the error.
+
+    Raises:
+        InputError: one value for each channel.
+    """
+    if x.numel() == x.shape[1]:
+        raise InputError(
+            f"{name!r} normalizes by the batch's own variance, and an input of shape {tuple(x.shape)} has one value "
+            f"for each channel; {REMEDY}"
+        )
+    return x

@@ -11,25 +11,26 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ggpass.errors import InputError
 from ggpass.passes.backslash.sharded import is_distributed
 
-#: Parameter -> the attached Regularizers that hold it, weakly, in the order of their attaching.
+#: Parameter -> the attached Regularizers that hold it, weakly.
 _ATTACHED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def enter(owner: Any, weights: Iterable[nn.Parameter]) -> None:
     """Note that `owner` acts on these weights from now on."""
     for weight in weights:
-        _ATTACHED.setdefault(weight, []).append(weakref.ref(owner))
+        _ATTACHED.setdefault(weight, weakref.WeakSet()).add(owner)
 
 
 def leave(owner: Any, weights: Iterable[nn.Parameter]) -> None:
     """Note that it acts no more."""
     for weight in weights:
-        _ATTACHED[weight] = [r for r in _ATTACHED.get(weight, []) if r() is not None and r() is not owner]
+        if weight in _ATTACHED:
+            _ATTACHED[weight].discard(owner)
 
 
 def owners_of(weight: nn.Parameter) -> list[Any]:
     """Return the attached Regularizers that act on a weight."""
-    return [owner for r in _ATTACHED.get(weight, []) if (owner := r()) is not None]
+    return list(_ATTACHED.get(weight, ()))
 
 
 def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], stepped: Container[int]) -> list[str]:
@@ -43,7 +44,7 @@ def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], st
     """
     if any(map(owners_of, weights)):
         gc.collect()  # an abandoned one is held by its own optimizer's hooks: a cycle that waits for the collector
-    for owner in {id(owner): owner for weight in weights for owner in owners_of(weight)}.values():
+    for owner in {owner for weight in weights for owner in owners_of(weight)}:
         if owner.automatic:
             owner.detach(finished=False)
     found = []

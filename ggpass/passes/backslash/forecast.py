@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggpass.passes.backslash.grid import histogram
+from ggpass.passes.backslash.statistics import histogram
 from ggpass.passes.backslash.proximal import Slope, slope_of
 from ggpass.passes.backslash.sharded import gather, local_part, offset_of, shards_of
 
@@ -38,11 +38,11 @@ class Forecast:
 
     def log_drop(self, strength: float) -> float:
         """ln(H after / H before); 0 where there are no bits to lose."""
-        before = self._before
-        return math.log(max(self.bits(strength), 1e-9) / before) if before > 0 else 0.0
+        return math.log(max(self.bits(strength), 1e-9) / self.before) if self.before > 0 else 0.0
 
     @functools.cached_property
-    def _before(self) -> float:
+    def before(self) -> float:
+        """H of the sample as it is."""
         return self.bits(0.0)
 
     @property

@@ -36,16 +36,18 @@ def gradient_scale(optimizer: Optimizer) -> float:
     return 1.0 if scale is None else float(scale)
 
 
-def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return True if `step(closure)` was called: its gradients come to be inside the step. `args` are those of a hook."""
-    return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-
-
 def after_closure(
     args: tuple[Any, ...], kwargs: dict[str, Any], callback: Callable[[], None]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of `step(closure)` with a closure that also calls back, once its gradients are there."""
-    inner = kwargs["closure"] if "closure" in kwargs else args[1]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments of `step(closure)` with a closure that also calls back, once its gradients are there.
+
+    Args:
+        args, kwargs: those of a step's hook; None is returned if they hold no closure.
+        callback: called within the step.
+    """
+    inner = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if inner is None:
+        return None
 
     def closure() -> Any:
         loss = inner()

@@ -119,9 +119,8 @@ def _subtract(batch: _Batch, steps: list[Tensor], seed: int) -> None:
     for target, wide in zip(batch.targets, batch.weights):
         if target is not wide:
             if target.device not in generators:
-                generators[target.device] = torch.Generator(target.device).manual_seed(
-                    seed % (1 << 32)
-                )  # a CPU generator reads no more of it
+                generator = torch.Generator(target.device)
+                generators[target.device] = generator.manual_seed(seed % (1 << 32))  # a CPU's reads no more of it
             target.copy_(_round_at_random(wide, target.dtype, generators[target.device]))
 
 

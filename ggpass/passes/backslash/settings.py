@@ -1,11 +1,11 @@
 """RateSettings: the settings of a training with a rate term, as one checked value."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ggpass.errors import InputError
+from ggpass.graph.weights import as_patterns
 from ggpass.passes.backslash.schedule import Schedule
 
 Mode = Literal["proximal", "coupled", "paper-coupled", "paper-code"]
@@ -74,7 +74,7 @@ class RateSettings:
 
     def __post_init__(self) -> None:
         for name in ("only", "skip"):
-            object.__setattr__(self, name, _patterns(getattr(self, name)))
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))
         if self.mode not in get_args(Mode):
             raise InputError(f"mode={self.mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
         self._check_numbers()
@@ -85,12 +85,7 @@ class RateSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} is a count of optimizer steps, at least 1, not {value!r}")
-        self.schedule.check(self.total_steps)
-        if self.has_target and not self.schedule.ramp_ends(self.total_steps):
-            raise InputError(
-                f"ramp={self.schedule.ramp!r} is not over when tail={self.schedule.tail!r} begins, so that the target "
-                f"would be missed by far; shorten one of them in the schedule (total_steps={self.total_steps})"
-            )
+        self.schedule.check(self.total_steps, self.has_target)
 
     def _check_numbers(self) -> None:
         for name in ("target_bits", "target_megabytes", "step", "shape_max", "shape", "scale"):
@@ -138,7 +133,3 @@ class RateSettings:
     def is_paper(self) -> bool:
         """Return True if the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
         return self.mode.startswith("paper")
-
-
-def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -13,7 +13,7 @@ import ggpass
 from ggpass.ggd import smooth_bits
 from ggpass.graph.program import Program
 from ggpass.passes import BackSlash
-from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash import rate_node
 from ggpass.passes.backslash.proximal import Slope, add_slope_
 
 U = 2.0**-53
