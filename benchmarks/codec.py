@@ -29,7 +29,7 @@ from ggpass.formats import RF8, quantize
 from ggpass.packed.codec import exp_golomb
 from ggpass.packed.codec.decoder import Decoder, decode
 from ggpass.packed.codec.encoder import encode
-from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.codec.model import histogram
 from ggpass.packed.codec.planes import merge_tasks, split_planes
 from ggpass.packed.codec.threads import run_all
 

@@ -11,9 +11,9 @@ from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.report import Skip
 from ggpass.graph.weights import Selection, Weight
 from ggpass.packed.assemble import Progress, silent
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.convert import find_aliases
 from ggpass.packed.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_bytes, as_tensor
-from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.staging import Staging, refuse_existing

@@ -10,9 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.packed.boundary import reading
 from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.strict_json import open_regular, read_json
+from ggpass.packed.untrusted import open_regular, read_json, reading
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

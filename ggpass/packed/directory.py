@@ -11,13 +11,13 @@ from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.weights import Selection
 from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES, Checkpoint, read_index
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.convert import PackReport, pack_file, unpack_file
-from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.methods import Method, parse_method
 from ggpass.packed.reader import PackedFile
 from ggpass.packed.staging import PART_SUFFIX, Staging, refuse_existing
-from ggpass.packed.strict_json import read_json
+from ggpass.packed.untrusted import read_json
 
 SUFFIX = ".safetensors"
 

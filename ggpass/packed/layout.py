@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.packed.boundary import reading
 from ggpass.packed.codec.native import crc32c
 from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.strict_json import MAX_BYTES, open_regular, parse_json
+from ggpass.packed.untrusted import MAX_BYTES, open_regular, parse_json, reading
 
 LENGTH_BYTES = 8
 

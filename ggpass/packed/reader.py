@@ -12,17 +12,16 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Quantized
-from ggpass.packed.boundary import reading
 from ggpass.packed.checkpoint import INDEX_SUFFIX, check_index, find_files
 from ggpass.packed.codec.decoder import Decoder
 from ggpass.packed.codec.native import address, crc32c, library
 from ggpass.packed.codec.planes import merge_tasks
-from ggpass.packed.codec.threads import run_all
+from ggpass.packed.codec.threads import after_fork, run_all
 from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_tensor, planes_of
-from ggpass.packed.forked import after_fork
 from ggpass.packed.grid import from_grid
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.manifest import CHECK_KEY, Manifest, Stored, parse_manifest
+from ggpass.packed.untrusted import reading
 
 Task = Callable[[], None]
 

@@ -18,7 +18,7 @@ from ggpass.errors import FormatError, GgpassError
 from ggpass.packed.codec.container import Piece
 from ggpass.packed.codec.native import crc32c
 from ggpass.packed.layout import TensorFile
-from ggpass.packed.strict_json import parse_json
+from ggpass.packed.untrusted import parse_json
 
 _VERIFY_BYTES = 1 << 24
 

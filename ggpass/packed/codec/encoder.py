@@ -26,8 +26,7 @@ from ggpass.errors import FormatError
 from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec import container, exp_golomb
 from ggpass.packed.codec.container import CONSTANT, EXP_GOLOMB, MAX_CHUNK, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Piece
-from ggpass.packed.codec.histogram import histogram
-from ggpass.packed.codec.model import Model, fit
+from ggpass.packed.codec.model import Model, fit, histogram
 from ggpass.packed.codec.native import address, check, integer_type, library
 from ggpass.packed.codec.threads import run_all
 
