@@ -5,10 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ggpass.packed.codec.container import Array, Piece, check_of
-from ggpass.packed.codec.native import crc32c
+from ggpass.packed.codec.container import Array, Piece, check_of, check_of_arrays
 from ggpass.packed.dtypes import DTYPE_BITS
 from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
 from ggpass.packed.manifest import Manifest, Stored, parse_manifest, seal
@@ -84,8 +81,8 @@ def assemble(
             name = item.entry.name
             progress(name, done, total)
             record = writer.records.get(name) or _write(writer, item)
-            stored[name] = Stored(**{**record.note, "shape": tuple(record.note["shape"])})
-            stored[name] = replace(stored[name], persistent=item.persistent)
+            own = {"shape": item.entry.shape, "persistent": item.persistent}
+            stored[name] = Stored(**{**record.note, **own})
             if item.encode is None:
                 stored[name] = replace(stored[name], check=record.crc)
                 entries[name] = replace(item.entry, begin=record.begin, end=record.end)
@@ -119,10 +116,10 @@ def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -
     entries = {
         item.entry.name: replace(item.entry, begin=_ANY_SIZE, end=_ANY_SIZE)
         if item.encode is None
-        else Entry(item.entry.name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE)
+        else _bytes_entry(item.entry.name, _ANY_SIZE, 2 * _ANY_SIZE)
         for item in items
     }
-    entries |= {name: Entry(name, "U8", (_ANY_SIZE,), _ANY_SIZE, _ANY_SIZE) for name in kernels}
+    entries |= {name: _bytes_entry(name, _ANY_SIZE, 2 * _ANY_SIZE) for name in kernels}
     whole = replace(manifest, tensors=largest, kernels=dict.fromkeys(kernels, 2**32 - 1))
     return len(write_layout(entries, whole.as_metadata()))
 
@@ -139,6 +136,6 @@ def _write(writer: Writer, item: Item) -> Any:
         for array in arrays:
             checks.append(check_of(array[0]))
             yield from array
-        note.update(replace(stored, check=crc32c(np.array(checks, dtype="<u4").view(np.uint8))).__dict__)
+        note.update(replace(stored, check=check_of_arrays(checks)).__dict__)
 
     return writer.write(entry.name, pieces(), note)

@@ -102,14 +102,6 @@ def _equal(file: TensorFile, a: str, b: str) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(file.blocks(a), file.blocks(b)))
 
 
-def _reasons(file: TensorFile, method: Method, only: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, str]:
-    """Return for each tensor why it stays as it is, or ''."""
-    selection = Selection(only, skip)
-    return {
-        name: selection.reason([name]) or method.reason_to_leave(entry) for name, entry in file.layout.entries.items()
-    }
-
-
 def pack_file(
     source: Path,
     target: Path,
@@ -141,18 +133,17 @@ def pack_file(
     with TensorFile(source) as file:
         if is_packed(file.layout):
             raise FormatError(f"{source} is packed already; `ggpass unpack` it first")
-        aliases, reasons = find_aliases(file), _reasons(file, method, only, skip)
-        sources = {
-            name: Source(entry, functools.partial(file.read, name)) for name, entry in file.layout.entries.items()
-        }
+        aliases, selection, items = find_aliases(file), Selection(only, skip), []
+        reasons: dict[str, str] = {}  # why a tensor stays as it is, or ''
+        for name, entry in file.layout.entries.items():
+            reasons[name] = selection.reason([name]) or method.reason_to_leave(entry)
+            if name not in aliases:
+                part = Source(entry, functools.partial(file.read, name))
+                items.append(Item(part, None if reasons[name] else functools.partial(_encode, part, method, threads)))
         assemble(
             target,
             work,
-            [
-                Item(source, None if reasons[name] else functools.partial(_encode, source, method, threads))
-                for name, source in sources.items()
-                if name not in aliases
-            ],
+            items,
             aliases=aliases,
             metadata=file.layout.metadata,
             plan=json.dumps(["pack 2", file.fingerprint(), method.name, only, skip]),

@@ -1,5 +1,6 @@
 """pack, unpack: a file, or a Hugging Face directory with its shards, configuration and tokenizer."""
 
+import functools
 import json
 import os
 import shutil
@@ -63,9 +64,7 @@ def pack(
             names += opened.layout.entries
     Selection(only, skip).check(names)
 
-    def one(file: Path, into: Path, work: Path) -> PackReport:
-        return pack_file(file, into, work, chosen, only=only, skip=skip, threads=threads, progress=progress)
-
+    one = functools.partial(pack_file, method=chosen, only=only, skip=skip, threads=threads, progress=progress)
     plan = json.dumps(["pack", chosen.name, only, skip])
     reports, notes = _convert(source, target, plan, one, lambda index: Checkpoint(index), replace)
     tensors = tuple(tensor for report in reports for tensor in report.tensors)
@@ -94,10 +93,7 @@ def unpack(
         GgpassError: the target exists or cannot be written.
     """
     source = _source(Path(source))
-
-    def one(file: Path, into: Path, work: Path) -> None:
-        unpack_file(file, into, work, threads=threads or os.cpu_count() or 1, progress=progress)
-
+    one = functools.partial(unpack_file, threads=threads or os.cpu_count() or 1, progress=progress)
     _, notes = _convert(source, Path(target), "unpack", one, lambda index: PackedFile(index).close(), replace)
     return notes
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ggpass.errors import FormatError
 from ggpass.packed.codec.native import crc32c
-from ggpass.packed.dtypes import DTYPE_BITS
+from ggpass.packed.dtypes import DTYPE_BITS, Sized
 from ggpass.packed.untrusted import MAX_BYTES, open_regular, parse_json, reading
 
 LENGTH_BYTES = 8
@@ -38,7 +38,7 @@ HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Sized):
     """One tensor of a file.
 
     Attributes:
@@ -53,16 +53,6 @@ class Entry:
     shape: tuple[int, ...]
     begin: int = 0
     end: int = 0
-
-    @property
-    def size(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that dtype and shape ask for, whatever the offsets say."""
-        return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
 
 
 @dataclass(frozen=True)

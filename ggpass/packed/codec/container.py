@@ -96,10 +96,6 @@ class Container:
         """How many chunks there are."""
         return len(self.index)
 
-    def symbols_of(self, i: int) -> slice:
-        """Which symbols chunk i holds."""
-        return slice(i * self.chunk, min(self.count, (i + 1) * self.chunk))
-
     def code_of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The code and the patches of chunk i, their checksum verified.
 
@@ -145,6 +141,11 @@ def check_of(head: Piece) -> int:
     """The header's checksum, from the first piece that `write` returns."""
     (check,) = _CHECK.unpack_from(head, _HEADER.size)
     return int(check)
+
+
+def check_of_arrays(checks: Sequence[int]) -> int:
+    """check = CRC-32C of the header checksums of a payload's arrays, which cover their chunks."""
+    return crc32c(np.array(checks, dtype="<u4").view(np.uint8))
 
 
 def read(data: np.ndarray) -> Container:
