@@ -47,12 +47,15 @@ def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-        cls: Any = getattr(transformers, name, transformers.AutoModel)
+        architectures = getattr(config, "architectures", None)
+        name = architectures[0] if isinstance(architectures, list) and architectures else None
+        cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+            cls = transformers.AutoModel
         model, loading = cls.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a damaged configuration can make transformers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GgpassError(f"transformers cannot load {directory}: {reason}") from error
     missing = sorted(loading.get("missing_keys", ()))

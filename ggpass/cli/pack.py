@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from ggpass.cli.console import progress, say, stdout
+from ggpass.cli.console import progress_of, say, stdout
 from ggpass.cli.options import Force, Only, Skip
 from ggpass.graph.tables import Column, count, left_lines, size, table, with_lines
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.progress import Progress, TaskID
 
     from ggpass.file import PackReport
 
@@ -45,7 +43,7 @@ def pack_command(
     from ggpass.file import pack
 
     start = time.perf_counter()
-    with progress() as bar:
+    with progress_of("packing") as advance:
         report = pack(
             source,
             target,
@@ -54,7 +52,7 @@ def pack_command(
             only=tuple(only or ()),
             skip=tuple(skip or ()),
             threads=threads,
-            progress=_Bar(bar, "packing"),
+            progress=advance,
             replace=force,
         )
     console = stdout()
@@ -68,25 +66,9 @@ def unpack_command(source: Source, target: Target, threads: Threads = None, forc
     """
     from ggpass.file import unpack
 
-    with progress() as bar:
-        notes = unpack(source, target, threads=threads, progress=_Bar(bar, "unpacking"), replace=force)
+    with progress_of("unpacking") as advance:
+        notes = unpack(source, target, threads=threads, progress=advance, replace=force)
     say(*(f"note: {note}" for note in notes), f"{source} unpacked to {target}")
-
-
-class _Bar:
-    """One progress bar for each file, in megabytes."""
-
-    def __init__(self, bar: "Progress", verb: str) -> None:
-        self.bar, self.verb = bar, verb
-        self.task: TaskID | None = None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self.task is None or done == 0:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(self.verb, total=total // 10**6)
-        text = f"{self.verb} {name}" if name else self.verb
-        self.bar.update(self.task, completed=done // 10**6, description=escape(text))
 
 
 def pack_table(report: "PackReport", target: Path, seconds: float, width: int) -> "Group":

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from ggpass.cli.console import progress, say, stdout
+from ggpass.cli.console import progress_of, say, stdout
 from ggpass.cli.options import Force, Only, Skip
 from ggpass.graph.tables import Column, count, left_lines, table, with_lines
 
@@ -47,13 +46,7 @@ def shape_command(
 
     settings = DeepShape(mode, granularity, shape_ratio, scale_ratio, step, rare, tuple(only or ()), tuple(skip or ()))
     start = time.perf_counter()
-    with progress() as bar:
-        task = bar.add_task("shaping", total=None)
-
-        def advance(name: str, done: int, total: int) -> None:
-            verb = "looking at" if done <= total // 2 else "shaping"
-            bar.update(task, completed=done // 1000, total=total // 1000, description=escape(f"{verb} {name}"))
-
+    with progress_of("looking at", "shaping") as advance:
         report = shape_file(source, target, settings, advance, replace=force)
     console = stdout()
     console.print(shape_table(report, settings, console.width))

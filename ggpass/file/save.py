@@ -13,13 +13,13 @@ from torch.nn.parameter import is_lazy
 from ggpass.errors import FormatError
 from ggpass.file.kernels import kernels_to_save
 from ggpass.file.state import Value, buffers_beside, state_of, state_of_artifact
-from ggpass.packed.assemble import Item, assemble
 from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.dtypes import as_bytes, name_of
 from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
 from ggpass.packed.methods import Lossless, encode_codes
 from ggpass.packed.staging import Staging
+from ggpass.packed.writer import Item, assemble
 from ggpass.targets.artifact import Artifact
 
 

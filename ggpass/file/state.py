@@ -112,14 +112,9 @@ def coded_names(artifact: Artifact) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def format_of(artifact: Artifact) -> Format:
-    """The format that its target string names."""
-    return get_format(artifact.target.partition("-")[0])
-
-
 def state_of_artifact(artifact: Artifact) -> tuple[dict[str, Value], dict[str, str]]:
     """Return what a file holds of an Artifact by name, and no aliases; the codebook is the format's, not saved."""
-    fmt, pairs = format_of(artifact), coded_names(artifact)
+    fmt, pairs = get_format(artifact.target.partition("-")[0]), coded_names(artifact)
     values: dict[str, Value] = {
         name: CodedWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
         for name, (codes, scale) in pairs.items()

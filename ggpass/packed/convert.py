@@ -10,14 +10,13 @@ import numpy as np
 
 from ggpass.errors import FormatError, WeightError
 from ggpass.graph.weights import Selection
-from ggpass.packed.assemble import Item, Progress, assemble, silent
 from ggpass.packed.codec.container import MAX_EXPANSION, Array
 from ggpass.packed.dtypes import DTYPE_BITS
 from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
 from ggpass.packed.manifest import Stored, is_packed
 from ggpass.packed.methods import Method
 from ggpass.packed.reader import PackedFile
-from ggpass.packed.writer import Writer
+from ggpass.packed.writer import Item, Progress, Writer, assemble, silent
 
 #: Bytes at both ends of a tensor that are compared before it is read as a whole.
 _SAMPLE = 1 << 12

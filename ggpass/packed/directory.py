@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.weights import Selection
-from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES, Checkpoint, read_index
 from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.convert import PackReport, pack_file, unpack_file
@@ -19,6 +18,7 @@ from ggpass.packed.methods import Method, parse_method
 from ggpass.packed.reader import PackedFile
 from ggpass.packed.staging import PART_SUFFIX, Staging, refuse_existing
 from ggpass.packed.untrusted import read_json
+from ggpass.packed.writer import Progress, silent
 
 SUFFIX = ".safetensors"
 

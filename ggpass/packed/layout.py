@@ -166,7 +166,7 @@ def write_layout(entries: Mapping[str, Entry], metadata: Mapping[str, str], leng
     return (whole - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(whole - LENGTH_BYTES)
 
 
-class TensorFile:
+class TensorFile(contextlib.AbstractContextManager["TensorFile"]):
     """An open safetensors file: its layout, and the bytes of one tensor at a time.
 
     Attributes:
@@ -248,9 +248,6 @@ class TensorFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> "TensorFile":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -109,47 +109,38 @@ class Payload:
         write = self._dequantize if self.stored.kind == "codes" else self._from_grid
         return [[functools.partial(write, i, out) for i in range(len(array))]]
 
-    def _values(self, where: slice, out: np.ndarray) -> Tensor:
-        """The elements `where` of the tensor whose bytes `out` holds."""
-        return as_tensor(out, self.stored.dtype, (-1,))[where]
+    def _chunk(self, i: int, out: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """The symbols of chunk i, and where their values belong in the tensor whose bytes `out` holds."""
+        where = self.arrays[0].symbols_of(i)
+        symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
+        self.arrays[0].decode_chunk(i, symbols)
+        return symbols, as_tensor(out, self.stored.dtype, (-1,))[where]
 
     def _dequantize(self, i: int, out: np.ndarray) -> None:
-        where = self.arrays[0].symbols_of(i)
-        codes = np.empty(where.stop - where.start, np.uint8)
-        self.arrays[0].decode_chunk(i, codes)
-        values = self._values(where, out)
-        exact = values.dtype is torch.float32
-        target = values if exact else torch.empty(codes.size)
+        codes, values = self._chunk(i, out)
+        target = values if values.dtype is torch.float32 else torch.empty(codes.size)
         codebook = FORMATS[self.stored.format].codebook
+        columns = max(1, math.prod(self.stored.shape[1:]))
         library().ggp_dequantize(
-            address(codes),
-            codes.size,
-            where.start,
-            max(1, math.prod(self.stored.shape[1:])),
-            codebook.data_ptr(),
-            address(self.scale),
-            self.scale.size,
-            target.data_ptr(),
+            *(address(codes), codes.size, self.arrays[0].symbols_of(i).start, columns, codebook.data_ptr()),
+            *(address(self.scale), self.scale.size, target.data_ptr()),
         )
-        if not exact:
+        if target is not values:
             values.copy_(target)
 
     def _dequantize_transposed(self, out: np.ndarray) -> None:
         rows, columns = self.stored.shape[::-1]
-        codes = np.empty(rows * columns, np.uint8)
-        run_all(self.arrays[0].tasks(codes), 1)
-        values = FORMATS[self.stored.format].codebook[torch.from_numpy(codes).int()].view(rows, columns)
+        codes = torch.from_numpy(self.arrays[0].decode())
+        values = FORMATS[self.stored.format].codebook[codes.int()].view(rows, columns)
         values *= torch.from_numpy(self.scale)[:, None]
-        self._values(slice(None), out).view(columns, rows).copy_(values.t())
+        as_tensor(out, self.stored.dtype, (columns, rows)).copy_(values.t())
 
     def _from_grid(self, i: int, out: np.ndarray) -> None:
-        where = self.arrays[0].symbols_of(i)
-        symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
-        self.arrays[0].decode_chunk(i, symbols)
-        self._values(where, out).copy_(from_grid(symbols, self.stored.step))
+        symbols, values = self._chunk(i, out)
+        values.copy_(from_grid(symbols, self.stored.step))
 
 
-class PackedFile:
+class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
     """What `ggpass pack` or `ggpass.save` wrote: one file, or the shards of a directory as one.
 
     Attributes:
@@ -235,9 +226,8 @@ class PackedFile:
         Raises:
             FormatError: no such tensor, or a damaged one; the message names it.
         """
-        stored = self.stored(name)
-        name = self.manifest.aliases.get(name, name)
-        with reading(*self._place(name)):
+        stored, (path, name) = self.stored(name), self._place(name)
+        with reading(path, name):
             return Payload(stored, self._file_of[name].view(name))
 
     def packed_bytes(self, name: str) -> int:
@@ -333,11 +323,8 @@ class PackedFile:
         return self._file_of[name].path, name
 
     def close(self) -> None:
-        """Give the file back; reading ends."""
+        """Give the files back; reading ends."""
         self._close()
-
-    def __enter__(self) -> "PackedFile":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

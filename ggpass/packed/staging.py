@@ -44,7 +44,7 @@ def refuse_existing(target: Path) -> None:
         )
 
 
-class Staging:
+class Staging(contextlib.AbstractContextManager["Staging"]):
     """Owns the temporary directory of one target; use as a context manager, and call `publish` at the end.
 
     What goes wrong with the disk inside comes out as GgpassError. What a run with a plan has finished then stays for
@@ -145,9 +145,6 @@ class Staging:
                 "command again to go on"
             )
         return GgpassError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
-
-    def __enter__(self) -> "Staging":
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not self._resumable or isinstance(error, FormatError | WeightError):

@@ -454,6 +454,20 @@ def test_bench_calls_both_models_in_turns_and_takes_medians(monkeypatch: pytest.
     assert got.cosine_mean == got.cosine_min == pytest.approx(24 / 25)
 
 
+@pytest.mark.parametrize("names", [["logging"], ["AutoConfig"], ["__name__"], [5], "BertModel", {"a": 1}, 7, []])
+def test_odd_architectures_load_as_the_config_says_or_are_refused(tiny_bert: Path, tmp_path: Path, names: Any) -> None:
+    for file in tiny_bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": names}))
+    try:
+        model, _ = models.load_model(tmp_path)
+    except GgpassError as error:
+        assert "transformers cannot load" in str(error)
+    else:
+        assert type(model).__name__ == "BertModel"
+
+
 def test_bench_errors_are_one_line(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
     ran = run("bench", tiny_bert, "-t", "rf8-reference", "--shape", "1x41")
     assert_one_line_error(ran, "at most 40 tokens, not 41; give a shorter --shape")

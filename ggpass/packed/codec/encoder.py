@@ -1,4 +1,4 @@
-"""encode: an array of integer symbols to bytes at its zero-order entropy.
+"""encode_pieces: an array of integer symbols to bytes at its zero-order entropy.
 
 Why an own coder, weighed by `benchmarks/codec.py` on the RF8 codes of all-MiniLM-L6-v2 (entropy 6.29 bits; speeds in
 million symbols a second on one core, encode / decode):
@@ -55,18 +55,6 @@ def _blocks(symbols: np.ndarray, chunk: int) -> list[np.ndarray]:
     return [symbols[i : i + chunk] for i in range(0, symbols.size, chunk)]
 
 
-def encode(
-    symbols: np.ndarray,
-    method: Method = "auto",
-    *,
-    order: int | None = None,
-    mapping: Literal["signed", "ranked"] = "signed",
-    threads: int = 1,
-) -> bytes:
-    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless; see encode_pieces."""
-    return b"".join(encode_pieces(symbols, method, order=order, mapping=mapping, threads=threads))
-
-
 def encode_pieces(
     symbols: np.ndarray,
     method: Method = "auto",
@@ -75,7 +63,7 @@ def encode_pieces(
     mapping: Literal["signed", "ranked"] = "signed",
     threads: int = 1,
 ) -> list[Piece]:
-    """What `encode` returns, in pieces to be written one after the other; raw ones are views of `symbols`.
+    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless.
 
     Args:
         symbols: any shape, any integer dtype; the shape is the caller's to keep.
@@ -83,6 +71,9 @@ def encode_pieces(
         order: exp-golomb: the order k; the best one for these symbols if left out.
         mapping: exp-golomb: how signed symbols become numbers.
         threads: how many chunks to encode at a time.
+
+    Returns:
+        Pieces to be written one after the other; raw ones are views of `symbols`.
 
     Raises:
         FormatError: not integers, or symbols beyond ±2^61 where a code must hold them.
@@ -101,7 +92,7 @@ def encode_pieces(
     if method == "exp-golomb":
         return _encode_exp_golomb(flat, counted, order, mapping, threads)
     if len(counted.values) == 1:
-        return _encode_constant(flat)
+        return container.write(CONSTANT, flat.dtype, flat.size, MAX_CHUNK, table=flat[:1].tobytes())
     model = fit(counted)
     if method == "auto" and model.cost >= 8 * flat.nbytes:
         return _encode_raw(flat)
@@ -120,10 +111,6 @@ def _codable(flat: np.ndarray) -> bool:
 def _encode_raw(flat: np.ndarray) -> list[Piece]:
     parts = [(block.view(np.uint8).data, b"") for block in _blocks(flat, PLAIN_CHUNK)]
     return container.write(RAW, flat.dtype, flat.size, PLAIN_CHUNK, parts=parts)
-
-
-def _encode_constant(flat: np.ndarray) -> list[Piece]:
-    return container.write(CONSTANT, flat.dtype, flat.size, MAX_CHUNK, table=flat[:1].tobytes())
 
 
 def _encode_exp_golomb(
