@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ggpass.cli.bench import bench_command
 from ggpass.cli.compile import compile_command, export_command, lower_onnx_command
@@ -14,6 +15,8 @@ from ggpass.cli.inspect import inspect_command
 from ggpass.cli.pack import pack_command, unpack_command
 from ggpass.cli.shape import shape_command
 from ggpass.errors import GgpassError
+from ggpass.formats import FORMATS
+from ggpass.targets import TARGETS
 
 app = typer.Typer(
     name="ggpass",
@@ -40,11 +43,6 @@ def targets_command() -> None:
 
     A target string is FORMAT-DEVICE, as in `rf8-cpu`.
     """
-    from rich.table import Table
-
-    from ggpass.formats import FORMATS
-    from ggpass.targets import TARGETS
-
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("device", style="bold")
     table.add_column("target strings")

@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from ggpass import api
 from ggpass.cli.console import say, stderr, stdout
+from ggpass.cli.models import example, load_model, place_for
 from ggpass.cli.options import Dtype, Force, Granularity, ModelDir, Only, Rounding, Scale, Skip, TargetName
+from ggpass.errors import GgpassError
+from ggpass.formats import Scheme
 from ggpass.graph.tables import size
+from ggpass.packed.staging import refuse_existing
+from ggpass.targets import resolve
 
 ArchOption = Annotated[
     list[str] | None,
@@ -50,29 +56,22 @@ def compile_command(
 
     The model is loaded from disk only, in the class that its config names, and is not written back.
     """
-    from ggpass.api import compile, report, save, sizes
-    from ggpass.cli.models import load_model, place_for
-    from ggpass.errors import GgpassError
-    from ggpass.formats import Scheme
-    from ggpass.packed.staging import refuse_existing
-    from ggpass.targets import resolve
-
     resolve(target, arch or ())  # an unknown target is answered before the model is loaded
     if output is not None and output.suffix != ".safetensors":
         raise GgpassError(f"{output} is not named .safetensors; any safetensors tool opens what is written")
-    if output is not None and not force:
-        refuse_existing(output)
+    if output is not None:
+        refuse_existing(output, force)
     scheme = Scheme(granularity, scale, rounding)
     model, notes = load_model(model_dir, dtype)
     model.to(place_for(target, arch or ()))
     start = time.perf_counter()
     with stderr().status(f"compiling for {target}"):
-        lowered = compile(
+        lowered = api.compile(
             model, target=target, scheme=scheme, only=only or (), skip=skip or (), arch=arch or (), inplace=True
         )
     seconds = time.perf_counter() - start
-    stdout().print(report(lowered))
-    found = sizes(lowered)
+    stdout().print(api.report(lowered))
+    found = api.sizes(lowered)
     say(
         *notes,
         f"{type(lowered).__name__}: {size(found.before)} → {size(found.after)} ({found.ratio:.1%}), "
@@ -80,7 +79,7 @@ def compile_command(
     )
     if output is not None:
         with stderr().status(escape(f"writing {output}")):
-            save(lowered, output)
+            api.save(lowered, output)
         say(f"{output}: {size(output.stat().st_size)}")
 
 
@@ -104,22 +103,16 @@ def export_command(
     The file takes token ids with any batch and sequence, and runs in an unmodified ONNX Runtime;
     `ggpass.onnxruntime.session(path)` runs it from the codes.
     """
-    from ggpass.api import check_onnx_target, export_onnx
-    from ggpass.cli.models import example, load_model
-    from ggpass.formats import Scheme
-    from ggpass.packed.staging import refuse_existing
-
-    check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
+    api.check_onnx_target(target)  # an unknown target, or a bad path, is answered before the model is loaded
     from ggpass.onnx.save import check_path  # needs the packages that the target has asked for
 
     check_path(out)
-    if not force:
-        refuse_existing(out)
+    refuse_existing(out, force)
     model, notes = load_model(model_dir, dtype)
     kwargs, shapes = example(model)
     start = time.perf_counter()
     with stderr().status(escape(f"exporting {out}")):
-        artifact = export_onnx(
+        artifact = api.export_onnx(
             model,
             None,
             out,
@@ -155,15 +148,10 @@ def lower_onnx_command(
 
     Patterns select by the names of initializers or of the nodes that use them.
     """
-    from ggpass.api import lower_onnx
-    from ggpass.formats import Scheme
-    from ggpass.packed.staging import refuse_existing
-
-    if not force:
-        refuse_existing(out)
+    refuse_existing(out, force)
     start = time.perf_counter()
     with stderr().status(escape(f"lowering {file}")):
-        report = lower_onnx(
+        report = api.lower_onnx(
             file,
             out,
             target=target,

@@ -6,19 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.markup import escape
 
 from ggpass.cli.console import echo_json, many, progress, say, stdout
 from ggpass.cli.options import Json
+from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.tables import Column, count, shape_text, size, table, with_lines
+from ggpass.inspection.inspect import Inspection, WeightFit, inspect_checkpoint
+from ggpass.inspection.packed import PackedInspection
+from ggpass.inspection.packed import measure as measure_packed
+from ggpass.inspection.plot import draw, largest_histograms
+from ggpass.onnxruntime import library_or_reason
+from ggpass.packed.checkpoint import Checkpoint
+from ggpass.packed.layout import TensorFile
+from ggpass.packed.manifest import is_packed
+from ggpass.targets import TARGETS
 
 if TYPE_CHECKING:
-    from rich.console import Group
-
-    from ggpass.inspection.inspect import Inspection, WeightFit
-    from ggpass.inspection.packed import PackedInspection
     from ggpass.onnx.coded_file import CodedFile
-    from ggpass.packed.checkpoint import Checkpoint
 
 #: How the table names the families of densities.
 SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
@@ -58,9 +64,6 @@ def inspect_command(
 
     Nothing is unpickled: .bin and .pt files are refused.
     """
-    from ggpass.errors import GgpassError
-    from ggpass.inspection.packed import measure as measure_packed
-
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")
     is_onnx = file.suffix.lower() == ".onnx"
@@ -78,8 +81,6 @@ def inspect_command(
     result, checkpoint = _inspect_floats(file, is_onnx)
     _show(result, inspection_table, json)
     if plot is not None:
-        from ggpass.inspection.plot import draw, largest_histograms
-
         panels = largest_histograms(result, checkpoint, largest)
         whole = file.parent.name if file.stem == "model" else file.stem or file.name
         draw(panels, plot, f"{whole}: {many(len(panels), 'largest weight')}", log_y=not linear)
@@ -87,7 +88,7 @@ def inspect_command(
             say(f"histograms of {many(len(panels), 'weight')}: {plot}")
 
 
-def _show(result: Any, table_of: "Callable[[Any, int], Group]", as_json: bool) -> None:
+def _show(result: Any, table_of: Callable[[Any, int], Group], as_json: bool) -> None:
     """Print the figures of a file, as JSON or as a table."""
     if as_json:
         echo_json(result.as_dict())
@@ -103,10 +104,7 @@ def _counted(verb: str, measure: Callable[[Callable[[str], None]], Any]) -> Any:
         return measure(lambda name: bar.update(task, advance=1, description=escape(f"{verb} {name}")))
 
 
-def _inspect_floats(file: Path, is_onnx: bool) -> "tuple[Inspection, Checkpoint]":
-    from ggpass.inspection.inspect import inspect_checkpoint
-    from ggpass.packed.checkpoint import Checkpoint
-
+def _inspect_floats(file: Path, is_onnx: bool) -> tuple[Inspection, Checkpoint]:
     if is_onnx:
         from ggpass.onnx.checkpoint import OnnxCheckpoint
 
@@ -121,10 +119,6 @@ def _inspect_floats(file: Path, is_onnx: bool) -> "tuple[Inspection, Checkpoint]
 
 def _packed_files(path: Path) -> list[Path]:
     """Return the packed safetensors files at `path`, a file or a directory of them; [] if it is not packed."""
-    from ggpass.errors import FormatError
-    from ggpass.packed.layout import TensorFile
-    from ggpass.packed.manifest import is_packed
-
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     try:
         with TensorFile(files[0]) as opened:
@@ -139,9 +133,6 @@ def _is_coded_onnx(path: Path) -> bool:
     Raises:
         GgpassError: not an ONNX model, or the packages that read one are missing.
     """
-    from ggpass.errors import GgpassError
-    from ggpass.targets import TARGETS
-
     missing = TARGETS["onnx"].unavailable()
     if missing:
         raise GgpassError(f"reading {path} {missing}")
@@ -157,7 +148,7 @@ def _figures(sqnr: float, entropy: float) -> str:
     return f"{'exact' if math.isinf(sqnr) else format(sqnr, '.1f')} {entropy:.2f}"
 
 
-def _best_fit(fit: "WeightFit") -> str:
+def _best_fit(fit: WeightFit) -> str:
     """Which density fits best and by how many thousandths of a bit a weight: t 10, GG 1.0."""
     verdict = fit.verdict
     if verdict is None:
@@ -166,7 +157,7 @@ def _best_fit(fit: "WeightFit") -> str:
     return f"{SHORT[verdict.best.name]} {margin:.0f}" if margin >= 9.95 else f"{SHORT[verdict.best.name]} {margin:.1f}"
 
 
-def _best_fit_lines(result: "Inspection") -> list[str]:
+def _best_fit_lines(result: Inspection) -> list[str]:
     """In how many matrices each density fits best, GG first, and what the column says."""
     counts = result.best_counts()
     matrices = sum(number for number, _ in counts.values())
@@ -185,7 +176,7 @@ def _best_fit_lines(result: "Inspection") -> list[str]:
     return [line, f"best fit: the least AIC of {families}; its lead over the next in 1/1000 bit a weight"]
 
 
-def inspection_table(result: "Inspection", width: int) -> "Group":
+def inspection_table(result: Inspection, width: int) -> Group:
     """The table of an inspection and the lines below it, for a terminal of that many columns."""
     dtypes = {fit.info.dtype for fit in result.weights}
     columns = [
@@ -221,7 +212,7 @@ def inspection_table(result: "Inspection", width: int) -> "Group":
     return with_lines(table(columns, rows, width, gap=1, suffix=".weight"), lines)
 
 
-def packed_table(result: "PackedInspection", width: int) -> "Group":
+def packed_table(result: PackedInspection, width: int) -> Group:
     """One row for each coded tensor, the sums as its foot, and what is not coded below it."""
     figures = [
         [count(t.elements), size(t.bytes), f"{t.bits:.3f}", f"{t.entropy:.3f}", f"{t.efficiency:.2%}"]
@@ -241,10 +232,8 @@ def packed_table(result: "PackedInspection", width: int) -> "Group":
     return with_lines(table(columns, rows, width) if rows else None, lines)
 
 
-def onnx_table(result: "CodedFile", width: int) -> "Group":
+def onnx_table(result: "CodedFile", width: int) -> Group:
     """One row for each weight, the sums as its foot, and what the file is below it."""
-    from ggpass.onnxruntime import library_or_reason
-
     codes = result.total
     columns = [
         Column("codes", f"all {len(result.tensors)} weights"),

@@ -93,8 +93,7 @@ def _check_paths(source: Path, target: Path, replace: bool) -> None:
         raise FormatError(f"{source} is no file; give the .safetensors file of a model (each shard by itself)")
     if source.resolve() == target.resolve():
         raise GgpassError(f"{target} exists already, and is the source; choose another name")
-    if not replace:
-        refuse_existing(target)
+    refuse_existing(target, replace)
     if not target.parent.is_dir():
         raise GgpassError(f"{target.parent} is no directory; make it first")
 

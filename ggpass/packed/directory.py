@@ -135,8 +135,7 @@ def _tensor_files(source: Path) -> list[Path]:
 
 
 def _check_target(source: Path, target: Path, replace: bool) -> None:
-    if not replace:
-        refuse_existing(target)
+    refuse_existing(target, replace)
     if not target.parent.is_dir():
         raise GgpassError(f"{target.parent} is no directory; make it first")
     if source.is_file() and target.suffix != SUFFIX:

@@ -33,12 +33,12 @@ def sync_directory(path: Path) -> None:
             os.close(fd)
 
 
-def refuse_existing(target: Path) -> None:
-    """Raise GgpassError if something has this name already; a link that leads nowhere counts.
+def refuse_existing(target: Path, replace: bool = False) -> None:
+    """Raise GgpassError if something has this name that is not to be replaced; a link that leads nowhere counts.
 
-    Every command that writes a file asks this unless it is told to replace the old one.
+    Every command that writes a file asks this.
     """
-    if os.path.lexists(target):
+    if os.path.lexists(target) and not replace:
         raise GgpassError(
             f"{target} exists already; choose another name, remove it first, or pass --force to replace it"
         )
@@ -98,8 +98,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             GgpassError: the target exists, or the system refuses.
         """
         with self._explained():
-            if not replace:
-                refuse_existing(self.target)
+            refuse_existing(self.target, replace)
             for root, _, _ in os.walk(self.new):
                 sync_directory(Path(root))
             if self.target.is_dir() and not self.target.is_symlink():

@@ -153,7 +153,7 @@ def test_an_error_of_the_system_is_one_line_too(run: Run, checkpoint: Path, monk
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", "/x")
 
-    monkeypatch.setattr("ggpass.inspection.inspect.inspect_checkpoint", refuse)
+    monkeypatch.setattr("ggpass.cli.inspect.inspect_checkpoint", refuse)
     assert_one_line_error(run("inspect", checkpoint), "Permission denied", "/x")
 
 
@@ -455,17 +455,13 @@ def test_bench_calls_both_models_in_turns_and_takes_medians(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("names", [["logging"], ["AutoConfig"], ["__name__"], [5], "BertModel", {"a": 1}, 7, []])
-def test_odd_architectures_load_as_the_config_says_or_are_refused(tiny_bert: Path, tmp_path: Path, names: Any) -> None:
+def test_odd_architectures_load_as_the_model_type_says(tiny_bert: Path, tmp_path: Path, names: Any) -> None:
     for file in tiny_bert.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": names}))
-    try:
-        model, _ = models.load_model(tmp_path)
-    except GgpassError as error:
-        assert "transformers cannot load" in str(error)
-    else:
-        assert type(model).__name__ == "BertModel"
+    model, _ = models.load_model(tmp_path)
+    assert type(model).__name__ == "BertModel"
 
 
 def test_bench_errors_are_one_line(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
