@@ -155,4 +155,5 @@ def compare(
             step()
         cosines = torch.nn.functional.cosine_similarity(outputs[0].double(), outputs[1].double(), dim=-1)
     ratios = [a / b for a, b in zip(*times)]
-    return Timing(batch, sequence, *map(median, (*times, ratios)), cosines.mean().item(), cosines.min().item())
+    float_ms, lowered_ms, ratio = map(median, (*times, ratios))
+    return Timing(batch, sequence, float_ms, lowered_ms, ratio, cosines.mean().item(), cosines.min().item())

@@ -28,11 +28,6 @@ def load_model(directory: Path, dtype: str = "auto") -> tuple[nn.Module, list[st
     Raises:
         GgpassError: no such model, only pickled weights, or transformers is missing or cannot load it.
     """
-    with stderr().status(escape(f"loading {directory}")):
-        return _load(directory, dtype)
-
-
-def _load(directory: Path, dtype: str) -> tuple[nn.Module, list[str]]:
     if not directory.is_dir():
         raise GgpassError(f"{directory} is not a directory; give the one that save_pretrained wrote")
     if not (directory / "config.json").exists():
@@ -45,15 +40,16 @@ def _load(directory: Path, dtype: str) -> tuple[nn.Module, list[str]]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        architectures = getattr(config, "architectures", None)
-        name = architectures[0] if isinstance(architectures, list) and architectures else None
-        cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
-        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-            cls = transformers.AutoModel
-        model, loading = cls.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with stderr().status(escape(f"loading {directory}")):
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            architectures = getattr(config, "architectures", None)
+            name = architectures[0] if isinstance(architectures, list) and architectures else None
+            cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+            if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+                cls = transformers.AutoModel
+            model, loading = cls.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # a damaged configuration can make transformers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GgpassError(f"transformers cannot load {directory}: {reason}") from error

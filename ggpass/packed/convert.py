@@ -138,7 +138,8 @@ def pack_file(
             reasons[name] = selection.reason([name]) or method.reason_to_leave(entry)
             if name not in aliases:
                 part = Source(entry, functools.partial(file.read, name))
-                items.append(Item(part, None if reasons[name] else functools.partial(_encode, part, method, threads)))
+                encode = None if reasons[name] else functools.partial(_encode, part, method, threads)
+                items.append(Item(entry, part.read, encode))
         assemble(
             target,
             work,

@@ -188,21 +188,18 @@ class TensorFile(contextlib.AbstractContextManager["TensorFile"]):
             self._fd = open_regular(self.path)
             on_error.callback(self.close)
             self.size = os.fstat(self._fd).st_size
-            self.layout = parse_layout(*self._header(self.size))
+            if self.size < LENGTH_BYTES:
+                raise FormatError(f"{self.size} bytes are too few for a safetensors file; it was cut off")
+            length = int.from_bytes(os.pread(self._fd, LENGTH_BYTES, 0), "little")
+            if length > min(MAX_BYTES, self.size - LENGTH_BYTES):
+                raise FormatError(
+                    f"it claims a header of {length} bytes and has {self.size} in all; it is cut off or no safetensors"
+                )
+            raw = os.pread(self._fd, LENGTH_BYTES + length, 0)
+            if len(raw) != LENGTH_BYTES + length:
+                raise FormatError("its header could not be read to the end")
+            self.layout = parse_layout(raw, self.size - len(raw))
             on_error.pop_all()
-
-    def _header(self, size: int) -> tuple[bytes, int]:
-        if size < LENGTH_BYTES:
-            raise FormatError(f"{size} bytes are too few for a safetensors file; it was cut off")
-        length = int.from_bytes(os.pread(self._fd, LENGTH_BYTES, 0), "little")
-        if length > min(MAX_BYTES, size - LENGTH_BYTES):
-            raise FormatError(
-                f"it claims a header of {length} bytes and has {size} in all; it is cut off or no safetensors"
-            )
-        raw = os.pread(self._fd, LENGTH_BYTES + length, 0)
-        if len(raw) != LENGTH_BYTES + length:
-            raise FormatError("its header could not be read to the end")
-        return raw, size - len(raw)
 
     def read(self, name: str, begin: int = 0, end: int | None = None, room: np.ndarray | None = None) -> np.ndarray:
         """Return the bytes `begin` to `end` of a tensor (all of them if left out), uint8, in `room` if it is given.

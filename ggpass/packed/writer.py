@@ -182,23 +182,17 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
 
 @dataclass(frozen=True)
-class Item:
+class Item(Source):
     """One tensor to store.
 
     Attributes:
-        source: where it comes from.
+        entry, read: where it comes from.
         encode: returns the manifest's entry, its check still 0, and the coded arrays; None if it stays as it is.
         persistent: as the manifest has it.
     """
 
-    source: Source
     encode: Callable[[], tuple[Stored, Iterator[Array]]] | None = None
     persistent: bool = True
-
-    @property
-    def entry(self) -> Entry:
-        """Return its name, dtype and shape."""
-        return self.source.entry
 
 
 def assemble(
@@ -287,7 +281,7 @@ def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -
 def _write(writer: Writer, item: Item) -> Any:
     entry = item.entry
     if item.encode is None:
-        return writer.write(entry.name, [item.source.read().data], Stored("plain", entry.dtype, entry.shape).__dict__)
+        return writer.write(entry.name, [item.read().data], Stored("plain", entry.dtype, entry.shape).__dict__)
     stored, arrays = item.encode()
     note: dict[str, Any] = {}
 

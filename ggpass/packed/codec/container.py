@@ -182,22 +182,12 @@ def read(data: np.ndarray) -> Container:
     (check,) = _CHECK.unpack_from(data.data, _HEADER.size)
     if crc32c(data[HEADER_BYTES:body_at], seed=crc32c(data[: _HEADER.size])) != check:
         raise FormatError("the header of a coded array is damaged (its checksum does not match); fetch the file again")
-    index = data[HEADER_BYTES + table_bytes : body_at].copy().view("<u4").reshape(chunks, _INDEX_FIELDS)
+    table, index = np.split(data[HEADER_BYTES:body_at], [table_bytes])
+    index = index.copy().view("<u4").reshape(chunks, _INDEX_FIELDS)
     end = body_at + int(index[:, :2].sum(dtype=np.uint64))
     if end > length:
         raise FormatError(f"the chunks of a coded array take {end} bytes of {length}; the file is corrupt")
     if data[end:length].any():
         raise FormatError("the padding of a coded array is not zero; fetch the file again")
-    return Container(
-        method,
-        INTEGER_TYPES[kind],
-        parameter,
-        bool(ranked),
-        count,
-        chunk,
-        data[HEADER_BYTES : HEADER_BYTES + table_bytes],
-        index,
-        data[body_at:end],
-        check,
-        length,
-    )
+    dtype, body = INTEGER_TYPES[kind], data[body_at:end]
+    return Container(method, dtype, parameter, bool(ranked), count, chunk, table, index, body, check, length)

@@ -37,11 +37,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        data: bytes | memoryview | np.ndarray,
-        *,
-        substitutes: np.ndarray | None = None,
-        portable: bool = False,
+        self, data: bytes | memoryview | np.ndarray, *, substitutes: np.ndarray | None = None, portable: bool = False
     ) -> None:
         """Parse and check the header and the table.
 

@@ -177,17 +177,9 @@ class _Indexer:
             return out, np.flatnonzero(missing).astype(np.uint64)
         positions = np.empty(min(block.size, self.patches), np.uint64)
         found = library().ggp_to_index(
-            address(block),
-            integer_type(self.dtype),
-            block.size,
-            self.low,
-            len(self.lookup),
-            address(self.lookup),
-            self.filler,
-            address(out),
-            self.width,
-            address(positions),
-            positions.size,
+            *(address(block), integer_type(self.dtype), block.size),
+            *(self.low, len(self.lookup), address(self.lookup), self.filler),
+            *(address(out), self.width, address(positions), positions.size),
         )
         return out, positions[: check(found, "an array that changed while it was encoded")]
 
@@ -221,15 +213,9 @@ def _encode_rans(flat: np.ndarray, counted: Histogram, model: Model, threads: in
         scratch = np.empty(native.ggp_rans_scratch_bytes(len(index.frequencies)), np.uint8)
         out = _room(native.ggp_rans_bound(block.size))
         written = native.ggp_rans_encode(
-            address(symbols),
-            index.width,
-            symbols.size,
-            address(index.frequencies),
-            len(index.frequencies),
-            model.bits,
-            address(scratch),
-            address(out),
-            out.size,
+            *(address(symbols), index.width, symbols.size),
+            *(address(index.frequencies), len(index.frequencies), model.bits),
+            *(address(scratch), address(out), out.size),
         )
         code = out[: check(written, "an array that changed while it was encoded")].tobytes()
         return code, _patches(block, positions)
