@@ -79,15 +79,20 @@ def load(
         take_kernels(carried, into, into.report)
         return into
     before = bytes_of_module(into)
-    report = into.__dict__["ggpass_report"] = Report(f"load {Path(path).name}")
-    with PackedFile(path) as file, torch.inference_mode(False), torch.no_grad():
-        fill = _Fill(file, into, threads)
-        writes: list[Write] = [*fill.codes(target, fmt, report), *fill.floats(report), *fill.buffers()]
-        while writes:
-            writes.pop()()
+    report = into.__dict__["ggpass_report"] = _fill_module(path, into, target, fmt, threads)
     into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
     take_kernels(carried, into, report)
     return into if device is None else into.to(device)
+
+
+def _fill_module(path: str | Path, model: nn.Module, target: Target, fmt: Format | None, threads: int) -> Report:
+    report = Report(f"load {Path(path).name}")
+    with PackedFile(path) as file, torch.inference_mode(False), torch.no_grad():
+        fill = _Fill(file, model, threads)
+        writes: list[Write] = [*fill.codes(target, fmt, report), *fill.floats(report), *fill.buffers()]
+        while writes:
+            writes.pop()()
+    return report
 
 
 class _Fill:

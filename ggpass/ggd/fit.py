@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ggpass.errors import WeightError
 from ggpass.ggd.density import GGD
-from ggpass.ggd.magnitudes import Magnitudes, score
+from ggpass.ggd.magnitudes import Magnitudes, falling_root, score
 from ggpass.ggd.moments import SHAPE_RANGE, moments
-from ggpass.ggd.search import falling_root
 
 #: Rounds of (ν, α) given μ and μ given ν; the two hardly depend on each other, so three or four do.
 MOST_ROUNDS = 20

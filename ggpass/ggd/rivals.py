@@ -10,9 +10,8 @@ from torch import Tensor
 from ggpass.errors import WeightError
 from ggpass.ggd.density import GGD
 from ggpass.ggd.fit import fit_moments
-from ggpass.ggd.magnitudes import Magnitudes, score
+from ggpass.ggd.magnitudes import Magnitudes, falling_root, score
 from ggpass.ggd.moments import SHAPE_RANGE
-from ggpass.ggd.search import falling_root
 
 #: The names of the two rivals that have a shape.
 GG = "GG"

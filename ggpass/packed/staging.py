@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -72,15 +71,14 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         token = secrets.token_hex(8) if plan is None else _digest(plan)
         self.path = target.with_name(f"{self._prefix}{token}{PART_SUFFIX}")
         self.new = self.path / "new"
-        with self._explained():
-            try:
-                self._lock = _enter(self.path, target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()  # an empty one is ours, and just made
-                raise
+        try:
+            self._lock = _enter(self.path, target)
             if (self.path / "old").exists() and not target.exists():
                 (self.path / "old").rename(target)  # a kill came between the two renames of `publish`
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # an empty one is ours, and just made
+            raise self._error(error) from error
 
     def work(self, name: str = "") -> Path:
         """Return a directory for the unfinished parts of the file `name` in the target, made if it is not there."""
@@ -97,20 +95,19 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         Raises:
             GgpassError: the target exists, or the system refuses.
         """
-        with self._explained():
-            refuse_existing(self.target, replace)
-            for root, _, _ in os.walk(self.new):
-                sync_directory(Path(root))
-            if self.target.is_dir() and not self.target.is_symlink():
-                self.target.rename(self.path / "old")
-                try:
-                    self.new.rename(self.target)
-                except OSError:
-                    (self.path / "old").rename(self.target)
-                    raise
-            else:
-                self._name(replace)
-            sync_directory(self.target.parent)
+        refuse_existing(self.target, replace)
+        for root, _, _ in os.walk(self.new):
+            sync_directory(Path(root))
+        if self.target.is_dir() and not self.target.is_symlink():
+            self.target.rename(self.path / "old")
+            try:
+                self.new.rename(self.target)
+            except OSError:
+                (self.path / "old").rename(self.target)
+                raise
+        else:
+            self._name(replace)
+        sync_directory(self.target.parent)
         shutil.rmtree(self.path, ignore_errors=True)
         for left in glob.glob(f"{glob.escape(self._prefix)}*{PART_SUFFIX}", root_dir=self.target.parent):
             with contextlib.suppress(GgpassError, OSError):  # one that is at work is locked, and stays
@@ -128,13 +125,6 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             refuse_existing(self.target)
         except OSError:  # a file system without such links
             self.new.replace(self.target)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self._error(error) from error
 
     def _error(self, error: OSError) -> GgpassError:
         rest = "an older file of that name is as it was: make room, or choose another place, and save again"

@@ -32,7 +32,6 @@ from ggpass.packed.codec.native import INTEGER_TYPES, crc32c
 
 MAGIC = b"GGC1"
 RAW, CONSTANT, RANS, EXP_GOLOMB = range(4)
-METHODS = ("raw", "constant", "rans", "exp-golomb")
 
 #: Part of a container as it is written; a view where copying would cost memory for nothing.
 Piece = bytes | memoryview
@@ -91,11 +90,6 @@ class Container:
         sizes = self.index[:, 0].astype(np.int64) + self.index[:, 1]
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
-    @property
-    def chunks(self) -> int:
-        """How many chunks there are."""
-        return len(self.index)
-
     def code_of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The code and the patches of chunk i, their checksum verified.
 
@@ -106,7 +100,7 @@ class Container:
         data = self.body[start : start + code + patches]
         if crc32c(data) != self.index[i, 2]:
             raise FormatError(
-                f"chunk {i} of {self.chunks} is damaged (its checksum does not match); fetch the file again"
+                f"chunk {i} of {len(self.index)} is damaged (its checksum does not match); fetch the file again"
             )
         return data[:code], data[code:]
 
@@ -164,7 +158,7 @@ def read(data: np.ndarray) -> Container:
         raise FormatError(
             f"a coded array starts with {MAGIC!r}, not {magic!r}; the file is corrupt or newer than this ggpass"
         )
-    if method >= len(METHODS) or kind >= len(INTEGER_TYPES) or ranked > 1:
+    if method > EXP_GOLOMB or kind >= len(INTEGER_TYPES) or ranked > 1:
         raise FormatError(
             f"a coded array names method {method}, type {kind}, map {ranked}, which this ggpass does not know; "
             "update ggpass, or fetch the file again"

@@ -122,7 +122,7 @@ class Decoder:
 
     def __len__(self) -> int:
         """The number of chunks; a constant array is one."""
-        return max(1, self.container.chunks) if self.count else 0
+        return max(1, len(self.container.index)) if self.count else 0
 
     def symbols_of(self, i: int) -> slice:
         """Which symbols chunk i holds."""
@@ -171,9 +171,9 @@ class Decoder:
         )
         if status == CHECKSUM:
             raise FormatError(
-                f"chunk {failed[0]} of {own.chunks} is damaged (its checksum does not match); fetch the file again"
+                f"chunk {failed[0]} of {len(own.index)} is damaged (its checksum does not match); fetch the file again"
             )
-        check(status, f"chunk {failed[0]} of {own.chunks}")
+        check(status, f"chunk {failed[0]} of {len(own.index)}")
 
     def _decode_exp_golomb(self, code: np.ndarray, out: np.ndarray) -> None:
         numbers, used = exp_golomb.decode(code, out.size, self.container.parameter)
