@@ -111,7 +111,7 @@ class Payload:
 
     def _chunk(self, i: int, out: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """The symbols of chunk i, and where their values belong in the tensor whose bytes `out` holds."""
-        where = self.arrays[0].symbols_of(i)
+        where = self.arrays[0].container.symbols_of(i)
         symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
         self.arrays[0].decode_chunk(i, symbols)
         return symbols, as_tensor(out, self.stored.dtype, (-1,))[where]
@@ -122,7 +122,7 @@ class Payload:
         codebook = FORMATS[self.stored.format].codebook
         columns = max(1, math.prod(self.stored.shape[1:]))
         library().ggp_dequantize(
-            *(address(codes), codes.size, self.arrays[0].symbols_of(i).start, columns, codebook.data_ptr()),
+            *(address(codes), codes.size, self.arrays[0].container.symbols_of(i).start, columns, codebook.data_ptr()),
             *(address(self.scale), self.scale.size, target.data_ptr()),
         )
         if target is not values:

@@ -79,7 +79,7 @@ def test_chunks_are_independent() -> None:
     decoder = Decoder(coded)
     assert len(decoder) > 2
     for i in reversed(range(len(decoder))):
-        where = decoder.symbols_of(i)
+        where = decoder.container.symbols_of(i)
         out = np.empty(where.stop - where.start, np.int16)
         decoder.decode_chunk(i, out)
         np.testing.assert_array_equal(out, symbols[where])

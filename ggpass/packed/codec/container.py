@@ -90,6 +90,11 @@ class Container:
         sizes = self.index[:, 0].astype(np.int64) + self.index[:, 1]
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
+    def symbols_of(self, i: int) -> slice:
+        """Which symbols chunk i holds; a constant array is one chunk."""
+        chunk = self.count if self.method == CONSTANT else self.chunk
+        return slice(i * chunk, min(self.count, (i + 1) * chunk))
+
     def code_of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The code and the patches of chunk i, their checksum verified.
 

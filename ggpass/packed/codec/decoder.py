@@ -124,18 +124,13 @@ class Decoder:
         """The number of chunks; a constant array is one."""
         return max(1, len(self.container.index)) if self.count else 0
 
-    def symbols_of(self, i: int) -> slice:
-        """Which symbols chunk i holds."""
-        chunk = self.count if self.container.method == CONSTANT else self.container.chunk
-        return slice(i * chunk, min(self.count, (i + 1) * chunk))
-
     def decode_chunk(self, i: int, out: np.ndarray) -> None:
-        """Chunk i into `out`, contiguous, of this decoder's dtype and the length of `symbols_of(i)`.
+        """Chunk i into `out`, contiguous, of this decoder's dtype and the length of the container's `symbols_of(i)`.
 
         Raises:
             FormatError: the chunk is damaged.
         """
-        where = self.symbols_of(i)
+        where = self.container.symbols_of(i)
         if out.dtype != self.dtype or out.size != where.stop - where.start or not out.flags.c_contiguous:
             raise FormatError(
                 f"chunk {i} decodes into {where.stop - where.start} contiguous {self.dtype}, not {out.dtype}"
@@ -194,7 +189,7 @@ class Decoder:
                 functools.partial(self._decode_rans, i, min(total, i + GROUP), out[i * chunk : (i + GROUP) * chunk])
                 for i in range(0, total, GROUP)
             ]
-        return [functools.partial(self.decode_chunk, i, out[self.symbols_of(i)]) for i in range(len(self))]
+        return [functools.partial(self.decode_chunk, i, out[self.container.symbols_of(i)]) for i in range(len(self))]
 
     def decode(self, *, threads: int = 1) -> np.ndarray:
         """All symbols, (count,).
