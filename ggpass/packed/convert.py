@@ -92,13 +92,9 @@ def find_aliases(file: TensorFile) -> dict[str, str]:
         first: dict[int, str] = {}
         for name in names if len(names) > 1 else ():
             other = first.setdefault(file.checksum(name), name)
-            if other != name and _equal(file, name, other):
+            if other != name and all(map(np.array_equal, file.blocks(name), file.blocks(other))):
                 aliases[name] = other
     return aliases
-
-
-def _equal(file: TensorFile, a: str, b: str) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(file.blocks(a), file.blocks(b)))
 
 
 def pack_file(

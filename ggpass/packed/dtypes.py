@@ -8,35 +8,29 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 
-#: Bits of an element by safetensors' name of its dtype.
-DTYPE_BITS = (
-    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
-    | dict.fromkeys(("F32", "I32", "U32"), 32)
-    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
-    | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
-    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-)
-
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
     "F32": torch.float32,
+    "I32": torch.int32,
+    "U32": torch.uint32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
 }
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+#: Bits of an element by safetensors' name of its dtype; torch has no 4- and 6-bit floats.
+DTYPE_BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH_DTYPES.items()} | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 #: The dtypes of weights that a format or a grid takes.
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")

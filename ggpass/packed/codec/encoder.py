@@ -83,7 +83,8 @@ def encode_pieces(
     integer_type(flat.dtype)
     if method not in ("auto", "raw", "rans", "exp-golomb"):
         raise FormatError(f"there is no coding method {method!r}; choose auto, raw, rans or exp-golomb")
-    codable = _codable(flat)
+    limit = exp_golomb.MAX_MAGNITUDE
+    codable = flat.dtype.itemsize < 8 or not flat.size or (-limit <= int(flat.min()) and int(flat.max()) <= limit)
     if not codable and method in ("rans", "exp-golomb"):
         raise FormatError(f"{method} codes symbols within ±2^61; choose auto or raw for these")
     if method == "raw" or not codable or flat.size == 0:
@@ -101,13 +102,6 @@ def encode_pieces(
     return _encode_raw(flat) if method == "auto" and sum(map(len, coded)) > raw else coded
 
 
-def _codable(flat: np.ndarray) -> bool:
-    if flat.dtype.itemsize < 8 or flat.size == 0:
-        return True
-    limit = exp_golomb.MAX_MAGNITUDE
-    return int(flat.max()) <= limit and int(flat.min()) >= -limit
-
-
 def _encode_raw(flat: np.ndarray) -> list[Piece]:
     parts = [(block.view(np.uint8).data, b"") for block in _blocks(flat, PLAIN_CHUNK)]
     return container.write(RAW, flat.dtype, flat.size, PLAIN_CHUNK, parts=parts)
@@ -123,7 +117,8 @@ def _encode_exp_golomb(
     values, counts = counted.values.numpy(), counted.counts.numpy()
     distinct, table = exp_golomb.signed_map(values), b""
     if ranked:
-        ranks = exp_golomb.rank_order(values, counts)
+        # By falling count, ties by rising magnitude, then the positive one: rank 0 is the most frequent.
+        ranks = values[np.lexsort((-values, np.abs(values), -counts))]
         rank_of = np.empty(len(ranks), np.uint64)
         rank_of[np.searchsorted(values, ranks)] = np.arange(len(ranks), dtype=np.uint64)
         numbers = lambda block: rank_of[np.searchsorted(values, block.astype(np.int64))]  # noqa: E731

@@ -28,11 +28,6 @@ def signed_unmap(n: np.ndarray) -> np.ndarray:
     return np.where(n & np.uint64(1), half, -half)
 
 
-def rank_order(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the values by falling count, ties by rising magnitude, then the positive one: rank 0 is most frequent."""
-    return values[np.lexsort((-values, np.abs(values), -counts))]
-
-
 def lengths(n: np.ndarray, order: int) -> np.ndarray:
     """bits_k(n) = 2·floor(log2(n / 2^k + 1)) + 1 + k, elementwise, exact; int64."""
     m = n.astype(np.uint64) + np.uint64(1 << order)
