@@ -26,8 +26,12 @@ from safetensors.torch import load_file
 
 from ggpass.file import PackedFile, pack
 from ggpass.formats import RF8, quantize
-from ggpass.packed import codec
-from ggpass.packed.codec import Decoder, exp_golomb
+from ggpass.packed.codec import exp_golomb
+from ggpass.packed.codec.decoder import Decoder, decode
+from ggpass.packed.codec.encoder import encode
+from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.codec.planes import merge_tasks, split_planes
+from ggpass.packed.codec.threads import run_all
 
 OUT = Path("out")
 
@@ -80,6 +84,16 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
 
 
+def decode_halves(data: np.ndarray, threads: int) -> np.ndarray:
+    """Return the bytes of the bf16 weights whose two planes lie in `data`, (2n,) uint8."""
+    high = Decoder(data)
+    decoders = [high, Decoder(data[high.container.length :])]
+    planes, out = np.empty((2, high.count), np.uint8), np.empty(2 * high.count, np.uint8)
+    run_all([task for decoder, plane in zip(decoders, planes) for task in decoder.tasks(plane)], threads)
+    run_all(merge_tasks(planes, True, out), threads)
+    return out
+
+
 def ours(codes: np.ndarray, half: np.ndarray, grid: np.ndarray) -> list[Coder]:
     """The codec's own rows."""
 
@@ -88,31 +102,31 @@ def ours(codes: np.ndarray, half: np.ndarray, grid: np.ndarray) -> list[Coder]:
             f"ggpass lossless bf16, {threads} thread{'s' if threads > 1 else ''}",
             half,
             half.size // 2,
-            lambda d: codec.encode_planes(d, 2, True, threads=threads),
-            lambda c: codec.decode_planes(np.frombuffer(c, np.uint8), half.size // 2, 2, True, threads=threads),
+            lambda d: b"".join(encode(plane, threads=threads) for plane in split_planes(d, 2, True)),
+            lambda c: decode_halves(np.frombuffer(c, np.uint8), threads),
         )
 
     def eg(d: np.ndarray) -> bytes:
-        return codec.encode(d, "exp-golomb", mapping="ranked")
+        return encode(d, "exp-golomb", mapping="ranked")
 
     return [
-        Coder("ggpass rans, 1 thread", codes, codes.size, codec.encode, codec.decode),
+        Coder("ggpass rans, 1 thread", codes, codes.size, encode, decode),
         Coder(
             "ggpass rans, 2 threads",
             codes,
             codes.size,
-            lambda d: codec.encode(d, threads=2),
-            lambda c: codec.decode(c, threads=2),
+            lambda d: encode(d, threads=2),
+            lambda c: decode(c, threads=2),
         ),
         Coder(
             "ggpass rans, portable path",
             codes,
             codes.size,
-            codec.encode,
+            encode,
             lambda c: Decoder(c, portable=True).decode(),
         ),
-        Coder(f"ggpass exp-golomb k={best_order(codes)}", codes, codes.size, eg, codec.decode),
-        Coder("ggpass rans, σ/8 grid", grid[: 512 * 512], 512 * 512, codec.encode, codec.decode),
+        Coder(f"ggpass exp-golomb k={best_order(codes)}", codes, codes.size, eg, decode),
+        Coder("ggpass rans, σ/8 grid", grid[: 512 * 512], 512 * 512, encode, decode),
         lossless(1),
         lossless(2),
     ]
@@ -120,7 +134,7 @@ def ours(codes: np.ndarray, half: np.ndarray, grid: np.ndarray) -> list[Coder]:
 
 def best_order(codes: np.ndarray) -> int:
     """The best exp-Golomb order for ranked codes."""
-    counts = np.sort(codec.histogram(codes).counts)[::-1]
+    counts = np.sort(histogram(codes).counts)[::-1]
     return exp_golomb.best_order(np.arange(len(counts), dtype=np.uint64), counts)
 
 
@@ -281,7 +295,7 @@ def main() -> None:
             except Exception as error:  # a peer that fails at work is reported as absent
                 absent[coder.name] = f"{type(error).__name__}: {error}"
                 coders.remove(coder)
-    entropy = codec.histogram(codes).entropy
+    entropy = histogram(codes).bits
     rows = [coder.row() for coder in coders]
     loads = loading(source, arguments.rounds)
     gain = control()

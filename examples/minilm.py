@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import ggpass
-from ggpass.graph.report import megabytes
+from ggpass.graph.tables import size
 
 
 def package_file(package: str, path: str) -> Path:
@@ -122,7 +122,7 @@ def main(
     for heading in ("", "float32", "module", "graph"):
         table.add_column(heading, justify="left" if not heading else "right")
     sizes = ggpass.sizes(lowered), artifact.sizes
-    table.add_row("tensors", megabytes(sizes[0].before), *(megabytes(s.after) for s in sizes))
+    table.add_row("tensors", size(sizes[0].before), *(size(s.after) for s in sizes))
     table.add_row("of float32", "", *(f"{s.ratio:.3f}" for s in sizes))
     table.add_row("compile", "", f"{module_seconds:.1f} s", f"{graph_seconds:.1f} s")
     table.add_row("cosine to float32, mean", "1", *(f"{statistics.mean(c):.4f}" for c in cosine.values()))

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import ggpass
-from ggpass.graph.report import megabytes
+from ggpass.graph.tables import size
 from ggpass.onnxruntime import library_or_reason, session
 
 FOREIGN = "model/paraphrase-MiniLM-L3-v2.onnx"
@@ -81,7 +81,7 @@ def main(count: Annotated[int, typer.Option("--sentences", help="How many senten
         for heading in ("file", "size", "operators", "cosine", "least", "time"):
             table.add_column(heading, justify="left" if heading in ("file", "operators") else "right")
         table.add_row(
-            "paraphrase, as it was", megabytes(foreign.stat().st_size), "float32", "1", "1", f"{float_seconds:.2f} s"
+            "paraphrase, as it was", size(foreign.stat().st_size), "float32", "1", "1", f"{float_seconds:.2f} s"
         )
         library = library_or_reason()
         ways = {"fallback": stock_session} | ({} if isinstance(library, str) else {"library": session})
@@ -90,7 +90,7 @@ def main(count: Annotated[int, typer.Option("--sentences", help="How many senten
                 rows, seconds = embed(opener(path), inputs)
                 cosine = (rows * expected).sum(1)
                 figures = (f"{cosine.mean():.4f}", f"{cosine.min():.4f}", f"{seconds:.2f} s")
-                table.add_row(path.name, megabytes(path.stat().st_size), how, *figures)
+                table.add_row(path.name, size(path.stat().st_size), how, *figures)
         console.print(table)
         console.print(f"custom-op library: {library}", highlight=False)
 

@@ -56,7 +56,7 @@ def main() -> None:
         with torch.device("meta"):  # no values, no memory
             empty = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()
         start = time.perf_counter()
-        model = load(packed / "model.safetensors", into=empty, device="reference")
+        model = load(packed / "model.safetensors", into=empty, target="reference")
         print(f"\nloaded as codes into an empty model in {1e3 * (time.perf_counter() - start):.0f} ms")
         # Buffers that are not saved (position ids) have no values yet: transformers makes them anew.
         fresh = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()

@@ -42,13 +42,13 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> nn.M
 
 
 def beside(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> nn.Module:
-    """The proximal step after each step of the optimizer, led to a target; no graph."""
+    """The proximal step after each step of the optimizer, towards a target; no graph."""
     BackSlash(target_bits=2.0, step=STEP, total_steps=EPOCHS * TRAINING // BATCH).attach(model, optimizer)
     return model
 
 
 def prepared(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> nn.Module:
-    """The rate's gradient in the nodes of a training graph, at a constant strength."""
+    """The rate's gradient joins at the nodes of a training graph, at a constant strength."""
     train = ggpass.prepare(model, x, passes=COUPLED)
     train.attach(optimizer)
     return train

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,13 +26,14 @@ from ggpass.passes.fold_batch_norm import FoldBatchNorm
 from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
-from ggpass.targets import Target, resolve
+from ggpass.targets import Target, place, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
 
 Carried = TypeVar("Carried")
+Filled = TypeVar("Filled", nn.Module, Artifact)
 
 
 def lowering_for(
@@ -162,7 +164,8 @@ def export_onnx(
     Args:
         model: any module in float32 or float16; it stays as it is.
         args: example inputs: a tuple, one tensor, or None where `kwargs` holds all.
-        path: the file; one named `path.data` comes beside it where the tensors are many.
+        path: the file; one named `path.data` comes beside it where the tensors are many. If that name is taken, by an
+            earlier save for instance, it has eight digits before `.data`; the earlier one goes once the model is there.
         kwargs: example keyword inputs.
         target: `format-onnx`, such as `rf8-onnx`.
         scheme, dynamic_shapes, passes, only, skip: as in `compile`.
@@ -219,9 +222,11 @@ def lower_onnx(
     fallback: Literal["fast", "lowmem"] | None = "fast",
     external_data: bool | None = None,
 ) -> Report:
-    """Any ONNX file in, the same model with 8-bit weights out: MatMul, Gemm, Gather and Conv with constant weights.
+    """Any ONNX file in, the same model with 8-bit weights out.
 
-    Tensors are read and written one at a time, so that a model may be larger than memory.
+    MatMul, Gemm, Gather and Conv compute with the codes; other float operators get a large constant decoded
+    (LSTM, ConvTranspose, Attention, a table under Add). Functions of the model are inlined. Tensors are read and
+    written one at a time, so that a model may be larger than memory. The file is opened before it gets its name.
 
     Args:
         path_in: a float model, from any exporter; it stays as it is.
@@ -232,10 +237,10 @@ def lower_onnx(
         What happened to every weight: lowered, or left with the reason.
 
     Raises:
-        TargetError: no onnx target, or missing packages.
+        TargetError: no onnx target, missing packages, or ONNX Runtime does not open what was written.
         FormatError: not an ONNX model, or one that refers to data outside its directory.
-        WeightError: NaN or infinity in a weight, or a pattern that matches nothing.
-        InputError: paths that cannot be read or written.
+        WeightError: NaN in a weight, or a pattern that matches nothing.
+        InputError: paths that cannot be read or written, or a full disk.
     """
     check_onnx_target(target)
     _, lowering, _ = lowering_for(target, scheme, only, skip)
@@ -373,7 +378,7 @@ def save(compiled: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         FormatError: it holds nothing that can be stored.
     """
-    from ggpass.file import save as save_file
+    from ggpass.file.save import save as save_file
 
     save_file(compiled, Path(path))
 
@@ -382,23 +387,33 @@ Artifact.writer = save
 
 
 def load(
-    path: str | os.PathLike[str], into: nn.Module | None = None, *, device: str | None = None, kernels: bool = True
-) -> nn.Module:
-    """Fill a model from a file that `save` or `ggpass pack` wrote; weights stored as codes stay codes.
+    path: str | os.PathLike[str],
+    into: Filled | None = None,
+    *,
+    target: str | None = None,
+    device: str | torch.device | None = None,
+    kernels: bool = True,
+) -> Filled:
+    """Fill a model from a file that `save` or `ggpass pack` wrote, or leave it as it was; codes stay codes.
 
     Args:
-        path: of the file.
-        into: a float model of the same architecture, whose values do not matter; it may be on the meta device.
-        device: where the model goes; if left out where it is, the CPU for one on the meta device.
+        path: of the file; or a directory of packed shards, or its index.
+        into: a float model of the same architecture, whose values do not matter; it may be on the meta device. Or what
+            `compile` made of one.
+        target: `format-device`, as for `compile`, or a target's name alone, which takes the format that most weights of
+            the file have. If left out: that of the device, or `reference` if it has none that can be used here.
+        device: where the model goes, as "cuda:0". If left out: where the target computes, or else where it is; the CPU
+            for a model on the meta device.
         kernels: whether GPU kernels that the file carries serve this process. They are machine code for the GPU: take
             them only from where you would take a program.
 
     Raises:
         FormatError: a damaged file, or one that does not fit `into`; the message names the tensor.
+        TargetError: an unknown or unusable target, or an unknown device.
     """
-    from ggpass.file import load as load_file
+    from ggpass.file.load import load as load_file
 
-    return load_file(Path(path), into, device=device, kernels=kernels)
+    return load_file(Path(path), into, *place(target, device, into), kernels=kernels)
 
 
 def _carried(compiled: Any, what: str, kind: type[Carried]) -> Carried:

@@ -34,7 +34,7 @@ LEVELS = {
     "onnx": 5,
     "api": 6,
     "__init__": 7,
-    "cli": 7,
+    "cli": 8,
     "integrations": 7,
 }
 

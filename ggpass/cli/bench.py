@@ -7,10 +7,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from ggpass.cli.compile import DTYPE_HELP, Dtype, ModelDir, Only, Skip, TargetName
-from ggpass.cli.console import many, progress, stderr, stdout
+from ggpass.cli.console import echo_json, many, progress, say, stderr, stdout
+from ggpass.cli.options import Dtype, Json, ModelDir, Only, Skip, TargetName
+from ggpass.graph.tables import Column, size, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,10 +46,10 @@ def bench_command(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads for both models; left out: torch's.", min=1)
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(metavar="DTYPE", help=DTYPE_HELP)] = Dtype.float32,
+    dtype: Dtype = "float32",
     only: Only = None,
     skip: Skip = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
     """Time a model against its lowered self, in turns, on random tokens.
 
@@ -58,21 +58,20 @@ def bench_command(
     """
     import torch
 
-    import ggpass
-    from ggpass.cli.inspect import size
-    from ggpass.cli.models import load_model, place_for
+    from ggpass.api import compile
+    from ggpass.api import sizes as sizes_of
+    from ggpass.cli.models import load_model, place_for, token_inputs
     from ggpass.targets import resolve
 
     sizes = [parse_shape(text) for text in shape or ("1x16", "1x128", "8x64")]
     resolve(target)
     if threads is not None:
         torch.set_num_threads(threads)
-    with stderr().status(escape(f"loading {model_dir}")):
-        model, notes = load_model(model_dir, dtype.value)
-        model.to(place_for(target))
-    inputs = [token_inputs(model, batch, sequence) for batch, sequence in sizes]
+    model, notes = load_model(model_dir, dtype)
+    model.to(place_for(target))
+    inputs = [token_inputs(model, batch, sequence, "bench", "time it with ggpass.compile") for batch, sequence in sizes]
     with stderr().status(f"compiling for {target}"):
-        lowered = ggpass.compile(model, target=target, only=only or (), skip=skip or ())
+        lowered = compile(model, target=target, only=only or (), skip=skip or ())
     # A call on a GPU returns before it is done.
     finish = torch.cuda.synchronize if place_for(target) == "cuda" else lambda: None
     results = []
@@ -81,47 +80,35 @@ def bench_command(
         for (batch, sequence), kwargs in zip(sizes, inputs):
             bar.update(task, description=f"timing {batch}x{sequence}")
             results.append(compare(model, lowered, kwargs, rounds, batch, sequence, lambda: bar.advance(task), finish))
-    bytes_of = ggpass.sizes(lowered)
+    bytes_of = sizes_of(lowered)
     if json:
-        from json import dumps
-
-        typer.echo(
-            dumps(
-                {
-                    "model": str(model_dir),
-                    "target": target,
-                    "dtype": dtype.value,
-                    "threads": torch.get_num_threads(),
-                    "rounds": rounds,
-                    "bytes": asdict(bytes_of),
-                    "timings": [asdict(result) for result in results],
-                },
-                indent=2,
-            )
+        echo_json(
+            {
+                "model": str(model_dir),
+                "target": target,
+                "dtype": dtype,
+                "threads": torch.get_num_threads(),
+                "rounds": rounds,
+                "bytes": asdict(bytes_of),
+                "timings": [asdict(result) for result in results],
+            }
         )
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in ("input", "float ms", f"{target} ms", "speed", "cosine, mean", "least"):
-        table.add_column(title, justify="left" if title == "input" else "right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            f"{result.batch}x{result.sequence}",
-            f"{result.float_ms:.2f}",
-            f"{result.lowered_ms:.2f}",
-            f"{result.ratio:.2f}x",
-            f"{result.cosine_mean:.5f}",
-            f"{result.cosine_min:.5f}",
-        )
+    titles = ("input", "float ms", f"{target} ms", "speed", "cosine, mean", "least")
+    rows = [
+        [
+            f"{r.batch}x{r.sequence}",
+            *(f"{r.float_ms:.2f}", f"{r.lowered_ms:.2f}", f"{r.ratio:.2f}x"),
+            *(f"{r.cosine_mean:.5f}", f"{r.cosine_min:.5f}"),
+        ]
+        for r in results
+    ]
     console = stdout()
-    console.print(table)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    console.print(
+    console.print(table([Column(title) for title in titles], rows, console.width))
+    say(
+        *notes,
         f"{type(model).__name__} in {next(model.parameters()).dtype}: {size(bytes_of.before)} → {size(bytes_of.after)} "
         f"({bytes_of.ratio:.1%}); {many(torch.get_num_threads(), 'thread')}, medians of {many(rounds, 'round')}",
-        highlight=False,
     )
 
 
@@ -135,34 +122,6 @@ def parse_shape(text: str) -> tuple[int, int]:
     if not (batch.isdigit() and sequence.isdigit() and int(batch) and int(sequence)):
         raise typer.BadParameter(f"a shape is BATCHxSEQUENCE, as in 8x64, not {text!r}")
     return int(batch), int(sequence)
-
-
-def token_inputs(model: "nn.Module", batch: int, sequence: int) -> dict[str, "Tensor"]:
-    """Random token ids and a full mask, with decoder ids where the model has a decoder of its own.
-
-    Raises:
-        GgpassError: the model does not take token ids, or not so many.
-    """
-    import torch
-
-    from ggpass.errors import GgpassError
-
-    config: Any = model.config
-    if getattr(model, "main_input_name", None) != "input_ids" or not getattr(config, "vocab_size", None):
-        raise GgpassError(
-            f"bench feeds token ids, and {type(model).__name__} takes {getattr(model, 'main_input_name', 'none')}; "
-            "time it with ggpass.compile in a script"
-        )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest and sequence > longest:
-        raise GgpassError(f"this model takes at most {longest} tokens, not {sequence}; give a shorter --shape")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (batch, sequence), generator=generator)
-    ids = ids.to(next(model.parameters()).device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids[:, : min(sequence, 8)]
-    return inputs
 
 
 def first_tensor(output: Any) -> "Tensor":

@@ -1,8 +1,11 @@
 """Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
 
+import json
 import os
 import re
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -14,6 +17,17 @@ def stdout() -> Console:
     """The console for results; wide where a file or a pipe reads it."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: no markup, no colors of numbers."""
+    for line in lines:
+        stdout().print(line, highlight=False, markup=False)
+
+
+def echo_json(data: Any) -> None:
+    """Print plain data as JSON."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def stderr() -> Console:

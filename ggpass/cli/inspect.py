@@ -1,23 +1,20 @@
-"""`ggpass inspect`: the generalized-Gaussian fit of each weight, and what each 8-bit format makes of it."""
+"""`ggpass inspect`: the fit of each weight and its bits in each 8-bit format; of files that are coded, the cost."""
 
-import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from ggpass.cli.coded_file import inspect_coded_onnx, is_coded_onnx, is_onnx_file
-from ggpass.cli.console import many, progress, stdout
-from ggpass.cli.packed import inspect_packed, is_packed_file
-from ggpass.graph.report import wrap_name
+from ggpass.cli.console import echo_json, many, progress, say, stdout
+from ggpass.cli.options import Json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Group
 
-    from ggpass.inspection.inspect import Inspection, WeightFit
-
-#: How the table names the families of densities.
-SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
+    from ggpass.inspection.inspect import Inspection
+    from ggpass.packed.checkpoint import Checkpoint
 
 
 def inspect_command(
@@ -35,7 +32,7 @@ def inspect_command(
     linear: Annotated[
         bool, typer.Option("--linear", help="Plot a linear density axis, not a logarithmic one.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
     """Show each weight's fit and what each 8-bit format makes of it.
 
@@ -54,20 +51,57 @@ def inspect_command(
 
     Nothing is unpickled: .bin and .pt files are refused.
     """
+    from ggpass.cli.tables import inspection_table, onnx_table, packed_table
     from ggpass.errors import GgpassError
-    from ggpass.inspection.inspect import inspect_checkpoint
-    from ggpass.inspection.plot import draw, largest_histograms
-    from ggpass.packed.checkpoint import Checkpoint
+    from ggpass.inspection.packed import measure as measure_packed
 
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         raise GgpassError(f"--plot takes a .png in a directory that exists, not {plot}")
-    if is_packed_file(file):
-        inspect_packed(file, json)
+    is_onnx = file.suffix.lower() == ".onnx"
+    packed = _packed_files(file)
+    if packed or (is_onnx and _is_coded_onnx(file)):
+        if plot is not None:
+            raise GgpassError(f"--plot draws float weights, and those of {file} are codes; leave --plot out")
+        if packed:
+            _show(_counted("decoding", lambda step: measure_packed(packed, step)), packed_table, json)
+        else:
+            from ggpass.onnx.coded_file import measure as measure_onnx
+
+            _show(_counted("reading", lambda step: measure_onnx(file, step)), onnx_table, json)
         return
-    if is_onnx_file(file):
-        if is_coded_onnx(file):
-            inspect_coded_onnx(file, json)
-            return
+    result, checkpoint = _inspect_floats(file, is_onnx)
+    _show(result, inspection_table, json)
+    if plot is not None:
+        from ggpass.inspection.plot import draw, largest_histograms
+
+        panels = largest_histograms(result, checkpoint, largest)
+        whole = file.parent.name if file.stem == "model" else file.stem or file.name
+        draw(panels, plot, f"{whole}: {many(len(panels), 'largest weight')}", log_y=not linear)
+        if not json:
+            say(f"histograms of {many(len(panels), 'weight')}: {plot}")
+
+
+def _show(result: Any, table_of: "Callable[[Any, int], Group]", as_json: bool) -> None:
+    """Print the figures of a file, as JSON or as a table."""
+    if as_json:
+        echo_json(result.as_dict())
+        return
+    console = stdout()
+    console.print(table_of(result, console.width))
+
+
+def _counted(verb: str, measure: Callable[[Callable[[str], None]], Any]) -> Any:
+    """Return what `measure` returns, with a progress bar that names each tensor."""
+    with progress() as bar:
+        task = bar.add_task(verb, total=None)
+        return measure(lambda name: bar.update(task, advance=1, description=escape(f"{verb} {name}")))
+
+
+def _inspect_floats(file: Path, is_onnx: bool) -> "tuple[Inspection, Checkpoint]":
+    from ggpass.inspection.inspect import inspect_checkpoint
+    from ggpass.packed.checkpoint import Checkpoint
+
+    if is_onnx:
         from ggpass.onnx.checkpoint import OnnxCheckpoint
 
         checkpoint: Checkpoint = OnnxCheckpoint(file)
@@ -75,116 +109,37 @@ def inspect_command(
         checkpoint = Checkpoint(file)
     with progress() as bar:
         task = bar.add_task("inspecting", total=sum(info.nbytes for info in checkpoint.tensors))
-        result = inspect_checkpoint(file, progress=lambda info: bar.advance(task, info.nbytes), checkpoint=checkpoint)
-    console = stdout()
-    if json:
-        from json import dumps
-
-        typer.echo(dumps(result.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        console.print(inspection_table(result, console.width))
-    if plot is not None:
-        histograms = largest_histograms(result, checkpoint, largest)
-        whole = file.parent.name if file.stem == "model" else file.stem or file.name
-        draw(histograms, plot, f"{whole}: {many(len(histograms), 'largest weight')}", log_y=not linear)
-        if not json:
-            console.print(f"histograms of {many(len(histograms), 'weight')}: {plot}", highlight=False, markup=False)
+        step = lambda info: bar.advance(task, info.nbytes)  # noqa: E731
+        return inspect_checkpoint(file, progress=step, checkpoint=checkpoint), checkpoint
 
 
-def count(number: int) -> str:
-    """A count for people: 384, 22.69 M, 1.24 G."""
-    for unit, size in (("G", 10**9), ("M", 10**6)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return str(number)
+def _packed_files(path: Path) -> list[Path]:
+    """Return the packed safetensors files at `path`, a file or a directory of them; [] if it is not packed."""
+    from ggpass.errors import FormatError
+    from ggpass.packed.layout import TensorFile
+    from ggpass.packed.manifest import is_packed
 
-
-def size(number: int) -> str:
-    """Bytes for people, in kB, MB and GB (powers of 1000)."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.2f} {unit}"
-    return f"{number} B"
-
-
-def _figures(sqnr: float, entropy: float) -> str:
-    if math.isnan(entropy):
-        return "–"
-    return f"{'exact' if math.isinf(sqnr) else format(sqnr, '.1f')} {entropy:.2f}"
-
-
-def _best_fit(fit: "WeightFit") -> str:
-    """Which density fits best and by how many thousandths of a bit a weight: t 10, GG 1.0."""
-    verdict = fit.verdict
-    if verdict is None:
-        return "–"
-    margin = 1000 * verdict.margin
-    return f"{SHORT[verdict.best.name]} {margin:.0f}" if margin >= 9.95 else f"{SHORT[verdict.best.name]} {margin:.1f}"
-
-
-def _best_fit_lines(result: "Inspection") -> list[str]:
-    """In how many matrices each density fits best, GG first, and what the column says."""
-    counts = result.best_counts()
-    matrices = sum(number for number, _ in counts.values())
-    if not matrices:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    try:
+        with TensorFile(files[0]) as opened:
+            return files if is_packed(opened.layout) else []
+    except (FormatError, IndexError):
         return []
-    ranking = sorted(counts.items(), key=lambda item: (item[0] != "GG", -item[1][1]))
-    shares = [
-        (name, number, f"{elements / result.weight_count:.1%}")
-        for name, (number, elements) in ranking
-        if number or name == "GG"
-    ]
-    (_, number, share), *others = shares
-    line = f"GG fits best in {number} of {matrices} matrices ({share} of the weights)"
-    line += "".join(f", {name} in {number} ({share})" for name, number, share in others)
-    families = ", ".join(name if name == short else f"{short} ({name})" for name, short in SHORT.items())
-    return [line, f"best fit: the least AIC of {families}; its lead over the next in 1/1000 bit a weight"]
 
 
-def inspection_table(result: "Inspection", width: int) -> "RenderableType":
-    """The table of an inspection and the lines below it, for a terminal of that many columns."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
+def _is_coded_onnx(path: Path) -> bool:
+    """Return True if an ONNX file computes with our operators.
 
-    dtypes = {fit.info.dtype for fit in result.weights}
-    shapes = ["×".join(str(length) for length in fit.info.shape) for fit in result.weights]
-    deviations = [f"{fit.ggd.std:.3g}" if fit.ggd else "0" for fit in result.weights]
-    fits = [_best_fit(fit) for fit in result.weights]
-    # The other columns take this much; the names get the rest, in as many lines as they need.
-    fixed = sum(max(map(len, texts), default=5) + 1 for texts in (shapes, deviations, fits))
-    fixed += 5 + 11 * len(result.formats) + (5 if len(dtypes) > 1 else 0)
-    room = max(16, width - fixed)
-    table = Table(box=None, padding=(0, 1, 0, 0), show_footer=True, pad_edge=False)
-    table.add_column("\nweight", overflow="fold", footer=f"all {len(result.weights)} matrices")
-    table.add_column("\nshape", justify="right", no_wrap=True, footer=count(result.weight_count))
-    if len(dtypes) > 1:
-        table.add_column("\ndtype", no_wrap=True)
-    table.add_column("\nν", justify="right", no_wrap=True)
-    table.add_column("\nσ", justify="right", no_wrap=True)
-    table.add_column("best\nfit", justify="right", no_wrap=True)
-    for name in result.formats:
-        footer = _figures(result.sqnr(name), result.entropy(name))
-        table.add_column(f"{name.upper():^8}\n   dB  bit", justify="right", no_wrap=True, footer=footer)
-    names = [fit.info.name for fit in result.weights]
-    if any(len(name) > room for name in names):
-        names = [name.removesuffix(".weight") for name in names]
-    for fit, name, shape, deviation, best in zip(result.weights, names, shapes, deviations, fits):
-        row = [escape(wrap_name(name, room)), shape]
-        row += [fit.info.dtype] if len(dtypes) > 1 else []
-        row += [f"{fit.ggd.shape:.2f}" if fit.ggd else "zero", deviation, best]
-        row += [_figures(fit.sqnr(form), fit.formats[form].entropy) for form in result.formats]
-        table.add_row(*row)
-    lines = [
-        f"matrices are {result.weight_share:.2%} of {size(result.total_bytes)}"
-        + (f", all {next(iter(dtypes))}" if len(dtypes) == 1 else "")
-        + "; dB is the signal-to-quantization-noise ratio, bit the entropy of the codes a weight"
-    ]
-    lines += _best_fit_lines(result)
-    if result.vectors:
-        total = sum(info.nbytes for info in result.vectors)
-        lines.append(f"{many(len(result.vectors), 'vector')} (biases, norms; {size(total)}) left as they are")
-    lines += [f"skipped {skip.info.name}: {skip.reason}" for skip in result.skipped]
-    body = [table, Text()] if result.weights else [Text("no matrices")]
-    return Group(*body, Text("\n".join(lines)))
+    Raises:
+        GgpassError: not an ONNX model, or the packages that read one are missing.
+    """
+    from ggpass.errors import GgpassError
+    from ggpass.targets import TARGETS
+
+    missing = TARGETS["onnx"].unavailable()
+    if missing:
+        raise GgpassError(f"reading {path} {missing}")
+    from ggpass.onnx.coded_file import is_coded
+    from ggpass.onnx.reader import load
+
+    return is_coded(load(path))

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from ggpass.cli.console import stderr
 from ggpass.errors import GgpassError
 from ggpass.packed.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def place_for(target: str, arch: Sequence[str] = ()) -> str:
@@ -17,7 +20,7 @@ def place_for(target: str, arch: Sequence[str] = ()) -> str:
 
 
 def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[str]]:
-    """The model of a Hugging Face directory, in eval mode, and notes on what was odd about it.
+    """The model of a Hugging Face directory, in eval mode, and notes on what was odd about it, to be printed.
 
     Args:
         directory: holds config.json and safetensors weights.
@@ -26,6 +29,11 @@ def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[
     Raises:
         GgpassError: no such model, only pickled weights, or transformers is missing or cannot load it.
     """
+    with stderr().status(escape(f"loading {directory}")):
+        return _load(directory, dtype)
+
+
+def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     if not directory.is_dir():
         raise GgpassError(f"{directory} is not a directory; give the one that save_pretrained wrote")
     if not (directory / "config.json").exists():
@@ -51,5 +59,60 @@ def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[
     notes = []
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        notes.append(f"not in the checkpoint, so random: {', '.join(missing[:3])}{more}")
+        notes.append(f"note: not in the checkpoint, so random: {', '.join(missing[:3])}{more}")
     return model.eval(), notes
+
+
+def token_inputs(model: "nn.Module", batch: int, sequence: int, command: str, instead: str) -> dict[str, "Tensor"]:
+    """Random token ids and a full mask, with decoder ids if the model has a decoder of its own.
+
+    Args:
+        command, instead: of whom and of what an error speaks.
+
+    Raises:
+        GgpassError: the model does not take token ids, or not so many.
+    """
+    import torch
+
+    config: Any = model.config
+    if getattr(model, "main_input_name", None) != "input_ids" or not getattr(config, "vocab_size", None):
+        raise GgpassError(
+            f"{command} feeds token ids, and {type(model).__name__} takes "
+            f"{getattr(model, 'main_input_name', 'others')}; {instead} in a script"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and sequence > longest:
+        raise GgpassError(f"this model takes at most {longest} tokens, not {sequence}; give a shorter --shape")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (batch, sequence), generator=generator)
+    ids = ids.to(next(model.parameters()).device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, : min(sequence, 8)]
+    return inputs
+
+
+#: Batch and sequence of the example; both are left open in the file.
+EXAMPLE = (2, 9)
+
+
+def example(model: "nn.Module") -> tuple[dict[str, "Tensor | bool"], dict[str, Any]]:
+    """Keyword inputs of a language model, and which of their sizes stay open.
+
+    Raises:
+        GgpassError: the model does not take token ids.
+    """
+    import torch
+
+    config: Any = model.config
+    tensors = token_inputs(model, *EXAMPLE, "export", "call ggpass.export_onnx with example inputs")
+    # BERT and its kin have the buffer that makes token_type_ids; given as an input it is the caller's to choose.
+    if getattr(config, "type_vocab_size", 0) > 1:
+        tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
+    open_sizes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    inputs: dict[str, Tensor | bool] = dict(tensors)
+    shapes: dict[str, Any] = dict.fromkeys(tensors, open_sizes)
+    if hasattr(config, "use_cache"):
+        # A cache is state between calls, which a plain file has no place for.
+        inputs["use_cache"], shapes["use_cache"] = False, None
+    return inputs, shapes

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from ggpass.cli.console import progress, stdout
+from ggpass.cli.options import Force, Only, Skip
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = "A .safetensors file, a .safetensors.index.json, or a model directory."
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)]
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help="The new file or directory; it must not exist yet.")]
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="The new file or directory.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="How many threads; all of the machine's if left out.")]
 FORMAT_HELP = (
     "A format (`ggpass targets` lists them), `lossless`, `grid`, or `grid:STEP` with a step such as 0.01 or sigma/8."
@@ -30,13 +31,10 @@ def pack_command(
     target: Target,
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=FORMAT_HELP)] = "rf8",
     loss: Annotated[float | None, typer.Option(help=LOSS_HELP)] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Pack only weights whose name matches; may be repeated.")
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Leave weights whose name matches; may be repeated.")
-    ] = None,
+    only: Only = None,
+    skip: Skip = None,
     threads: Threads = None,
+    force: Force = False,
 ) -> None:
     """Store a model's weights at their entropy, in one valid .safetensors file for each of its own.
 
@@ -56,11 +54,12 @@ def pack_command(
             skip=tuple(skip or ()),
             threads=threads,
             progress=_Bar(bar, "packing"),
+            replace=force,
         )
     stdout().print(pack_table(report, target, time.perf_counter() - start))
 
 
-def unpack_command(source: Source, target: Target, threads: Threads = None) -> None:
+def unpack_command(source: Source, target: Target, threads: Threads = None, force: Force = False) -> None:
     """Write a packed model as plain safetensors again: decoded values, in the original dtypes.
 
     Every payload is checked on the way; a damaged one is named, and no target appears.
@@ -68,7 +67,7 @@ def unpack_command(source: Source, target: Target, threads: Threads = None) -> N
     from ggpass.file import unpack
 
     with progress() as bar:
-        notes = unpack(source, target, threads=threads, progress=_Bar(bar, "unpacking"))
+        notes = unpack(source, target, threads=threads, progress=_Bar(bar, "unpacking"), replace=force)
     for note in notes:
         stdout().print(escape(f"note: {note}"))
     stdout().print(escape(f"{source} unpacked to {target}"), highlight=False)
@@ -96,7 +95,7 @@ def pack_table(report: "PackReport", target: Path, seconds: float) -> "Renderabl
     from rich.table import Table
     from rich.text import Text
 
-    from ggpass.cli.inspect import count, size
+    from ggpass.graph.tables import count, size
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("largest weights", overflow="fold")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.file.save import CodedWeight, Item
+from ggpass.file.state import CodedWeight, Value
 from ggpass.formats import Format, Quantized, get_format
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
@@ -35,46 +35,51 @@ def format_of(artifact: Artifact) -> Format:
     return get_format(artifact.target.partition("-")[0])
 
 
-def items_of_artifact(artifact: Artifact) -> dict[str, Item]:
-    """What to save under which name; the codebook is the format's and is not saved."""
+def state_of_artifact(artifact: Artifact) -> tuple[dict[str, Value], dict[str, str]]:
+    """Return what a file holds of an Artifact by name, and no aliases; the codebook is the format's, not saved."""
     fmt, pairs = format_of(artifact), coded_names(artifact)
-    items: dict[str, Item] = {
+    values: dict[str, Value] = {
         name: CodedWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
         for name, (codes, scale) in pairs.items()
     }
     left_out = {f"{name}{suffix}" for name in pairs for suffix in (CODES, SCALE)} | {f"{fmt.name}_codebook"}
     for name, tensor in artifact.program.graph_module.state_dict(keep_vars=True).items():
         if name not in left_out:
-            items[name] = tensor
-    return items
+            values[name] = tensor
+    return values, {}
 
 
 def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
-    """Fill an Artifact's tensors from a file that one like it was saved to.
+    """Fill an Artifact's tensors from a file that one like it was saved to, or leave it as it was.
 
     Raises:
         FormatError: a damaged file, or an Artifact whose tensors have other names, shapes or formats.
     """
-    items, pairs = items_of_artifact(artifact), coded_names(artifact)
-    with PackedFile(path) as file:
-        if set(items) != set(file.names):
-            odd = sorted(set(items) ^ set(file.names))[0]
+    (values, _), pairs = state_of_artifact(artifact), coded_names(artifact)
+    with PackedFile(path) as file, torch.no_grad():
+        if set(values) != set(file.names):
+            odd = sorted(set(values) ^ set(file.names))[0]
             raise FormatError(
                 f"{path} and the artifact do not hold the same tensors ({odd}); compile the same model for the same "
                 "target, inputs and passes, and load into that"
             )
-        for name, item in items.items():
-            stored, wanted = file.stored(name), item.format.name if isinstance(item, CodedWeight) else ""
-            if stored.format != wanted or stored.shape != tuple(item.shape):
+        for name, value in values.items():
+            stored, wanted = file.stored(name), value.format.name if isinstance(value, CodedWeight) else ""
+            if stored.format != wanted or stored.shape != tuple(value.shape) or stored.transposed:
                 raise FormatError(
                     f"{name} is {stored.format or 'float'} {list(stored.shape)} in the file and {wanted or 'float'} "
-                    f"{list(item.shape)} in the artifact; compile for the target that was saved"
+                    f"{list(value.shape)} in the artifact; compile for the target that was saved"
                 )
-        quantized = file.all_codes(dict.fromkeys(pairs), threads=threads)
-        with torch.no_grad():
-            for name, (codes, scale) in pairs.items():
-                codes.copy_(quantized[name].codes)
-                scale.copy_(quantized[name].scale)
-            for name, item in items.items():
-                if isinstance(item, Tensor):
-                    item.copy_(file.read(name, threads=threads))
+        decoded = file.all_codes(dict.fromkeys(pairs), threads=threads)
+        writes = [
+            (value, file.read(name, threads=threads)) for name, value in values.items() if isinstance(value, Tensor)
+        ]
+        for name, (codes, scale) in pairs.items():
+            if decoded[name].scale.shape != scale.shape:
+                raise FormatError(
+                    f"{name} has {decoded[name].scale.numel()} scales in the file and {scale.numel()} in the artifact; "
+                    "compile with the scheme that was saved"
+                )
+            writes += [(codes, decoded[name].codes), (scale, decoded[name].scale)]
+        for tensor, new in writes:
+            tensor.copy_(new)

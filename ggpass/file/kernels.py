@@ -42,7 +42,6 @@ def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
     with PackedFile(path) as file:
         if not file.manifest.kernels:
             return ()
-        from ggpass.errors import KernelsUnavailable
         from ggpass.kernels.cuda.cubin import Cubin
 
         found = []
@@ -51,20 +50,15 @@ def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
                 found.append(Cubin.from_bytes(file.kernel(name)))
             except FormatError:
                 raise
-            except (ValueError, KernelsUnavailable) as error:
+            except Exception as error:  # whatever the parser of a stranger's bytes raises
                 raise FormatError(
                     f"{path}: {name} is no kernel that this ggpass knows ({error}); update ggpass"
                 ) from error
         return tuple(found)
 
 
-def take_kernels(path: str | Path, into: Any, report: Report) -> None:
-    """Let the kernels of a file serve this process, and the model carry them on.
-
-    Raises:
-        FormatError: as `read_kernels`.
-    """
-    found = read_kernels(path)
+def take_kernels(found: "tuple[Cubin, ...]", into: Any, report: Report) -> None:
+    """Let the kernels of a file serve this process, and the model carry them on."""
     if not found:
         return
     from ggpass.kernels.cuda.cubin import FROM_FILES
@@ -75,5 +69,5 @@ def take_kernels(path: str | Path, into: Any, report: Report) -> None:
         report.notes.append(
             f"{len(foreign)} of its kernels are of another version of ggpass and are not used: compile and save again"
         )
-        logger.warning("%s: %s", path, report.notes[-1])
+        logger.warning("%s: %s", report.title, report.notes[-1])
     into.__dict__[IN_ARTIFACT if isinstance(into, Artifact) else IN_MODULE] = found

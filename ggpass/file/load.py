@@ -1,57 +1,68 @@
 """load: a packed file into a model; weights that are stored as codes stay codes, whatever can be is lowered."""
 
+import functools
+import math
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ggpass.errors import FormatError
 from ggpass.file.artifact import fill_artifact
-from ggpass.file.kernels import take_kernels
-from ggpass.file.save import items_of
-from ggpass.formats import Quantized
-from ggpass.graph.program import owner_of
-from ggpass.graph.report import Change, Report
+from ggpass.file.kernels import read_kernels, take_kernels
+from ggpass.file.state import buffers_beside, lowered_weights, state_of
+from ggpass.formats import FORMATS, Format, Quantized
+from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
-from ggpass.lowering.decide import Lowering
+from ggpass.lowering.decide import Allocate, Lowering
 from ggpass.lowering.lower_module import refuse_save_pretrained
-from ggpass.lowering.modules import Lowered, LoweredWeight
-from ggpass.lowering.modules import replace as replace_in_module
-from ggpass.packed.layout import elements
+from ggpass.lowering.modules import LoweredWeight, first_lowered
+from ggpass.lowering.modules import replace as replace_weight
+from ggpass.packed.forked import after_fork
 from ggpass.packed.reader import PackedFile
-from ggpass.targets import REFERENCE_TARGET, TARGETS, resolve
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
+from ggpass.targets.base import Target
 
 Filled = TypeVar("Filled", nn.Module, Artifact)
 
+#: A change of the model that cannot be refused any more.
+Write = Callable[[], object]
 
+
+@after_fork()
 def load(
     path: str | Path,
-    into: Filled | None = None,
+    into: Filled | None,
+    target: Target,
+    fmt: Format | None = None,
+    device: torch.device | None = None,
     *,
-    device: str | torch.device | None = None,
     threads: int = 0,
     kernels: bool = True,
 ) -> Filled:
-    """Fill a model from a packed file.
+    """Fill a model from a packed file, or leave it as it was.
 
     1. A weight that is stored as codes stays codes: its module becomes a lowered one, as `ggpass.compile` makes them,
-       and no float copy is formed. Where that cannot be, the decoded values fill the float weight.
+       and no float copy is formed. If that cannot be, the decoded values fill the float weight.
     2. Every other tensor is decoded into the model's own, in the model's dtype.
-    3. The model's tensors must all be in the file; what the file holds beyond them is in the report.
-    4. GPU kernels that the file carries serve this process from then on, so that they need not be built here. They are
+    3. The model's tensors must all be in the file; the report names what the file holds beyond them.
+    4. On the meta device every buffer gets its values, those outside the state_dict too, or the load is refused.
+    5. Names, shapes, formats and checksums are checked, and codes are decoded, before the first write.
+    6. GPU kernels that the file carries serve this process from then on, so that they need not be built here. They are
        machine code for the GPU: take them only from where you would take a program.
 
     Args:
-        path: what `ggpass.save` or `ggpass pack` wrote.
+        path: what `ggpass.save` or `ggpass pack` wrote: a file, a directory of packed shards, or its index.
         into: a model of the same architecture; its values do not matter, and it may be on the meta device. It is
             changed, and is what comes back unless it is a single layer itself. Or an Artifact, compiled like the one
             that was saved.
-        device: where the model goes afterwards, and so which target's operators it gets; `reference` leaves it where it
-            is and computes in plain torch. If left out: where it is, and the CPU where it is on the meta device.
+        target: computes with the codes.
+        fmt: the format whose codes stay codes; None: the one that most weights of the file have.
+        device: where the model goes afterwards; None: it stays, and goes to the CPU if it is on the meta device.
         threads: how many; all of the machine's if 0.
         kernels: whether to use the kernels that the file carries.
 
@@ -63,135 +74,178 @@ def load(
             f"{path} holds tensors and no graph; pass a model of the same architecture: ggpass.load(path, into=model)"
         )
     threads = threads or os.cpu_count() or 1
+    carried = read_kernels(path) if kernels else ()
     if isinstance(into, Artifact):
         fill_artifact(into, path, threads)
-        if kernels:
-            take_kernels(path, into, into.report)
+        take_kernels(carried, into, into.report)
         return into
-    loaded = _load_module(path, into, device or _place_of(into), threads)
-    if kernels:
-        take_kernels(path, loaded, loaded.__dict__["ggpass_report"])
-    return loaded
-
-
-def _place_of(model: nn.Module) -> str | None:
-    """The GPU that a model is on; None where it is elsewhere."""
-    return next((str(p.device) for p in model.parameters() if p.device.type == "cuda"), None)
-
-
-def _load_module(path: str | Path, into: nn.Module, device: str | torch.device | None, threads: int) -> nn.Module:
-    with PackedFile(path) as file:
-        report = Report(f"load {Path(path).name}")
-        report.notes += _check_names(file, into)
-        before = bytes_of_module(into)
-        if any(isinstance(module, Lowered) for module in into.modules()):
-            _fill_lowered(file, into, threads)
-        elif formats := Counter(stored.format for stored in file.manifest.tensors.values() if stored.format):
-            # A model is lowered to one format; weights in a rarer one are decoded.
-            ((name, _),) = formats.most_common(1)
-            report.changes += _replace_by_codes(file, into, _lowering(name, device), threads)
-        _fill_floats(file, into, threads)
-    into.__dict__["ggpass_report"] = report
+    before = bytes_of_module(into)
+    report = into.__dict__["ggpass_report"] = _fill_module(path, into, target, fmt, threads)
     into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
-    return into if str(device) in ("None", REFERENCE_TARGET.name) else into.to(device)
+    take_kernels(carried, into, report)
+    return into if device is None else into.to(device)
 
 
-def _lowering(format_name: str, device: str | torch.device | None) -> Lowering:
-    kind = str(device or "cpu").partition(":")[0]
-    usable = kind in TARGETS and TARGETS[kind].unavailable() is None
-    fmt, target = resolve(f"{format_name}-{kind if usable else REFERENCE_TARGET.name}")
-    target.prepare(fmt)
-    return Lowering(fmt, operators=target.operators, allocate=target.allocate)
+def _fill_module(path: str | Path, model: nn.Module, target: Target, fmt: Format | None, threads: int) -> Report:
+    report = Report(f"load {Path(path).name}")
+    with PackedFile(path) as file, torch.inference_mode(False), torch.no_grad():
+        fill = _Fill(file, model, threads)
+        writes: list[Write] = [*fill.codes(target, fmt, report), *fill.floats(report), *fill.buffers()]
+        while writes:
+            writes.pop()()
+    return report
 
 
-def _replace_by_codes(file: PackedFile, model: nn.Module, lowering: Lowering, threads: int) -> list[Change]:
-    """w → codebook[codes] · scale for each weight of a model that a file holds as codes of the lowering's format."""
-    chosen: dict[str, Weight] = {}
-    for weight in weights_of_module(model):
-        name = next((n for n in weight.names if n in file.names and file.stored(n).format == lowering.format.name), "")
-        if name and not weight.reason_of_uses():
-            _check_shape(name, file.stored(name).shape, weight.tensor)
-            # Packing a file cannot know of a matrix used transposed: the scales must belong to the rows of this use.
-            if file.stored(name).transposed == weight.transposed:
-                chosen[name] = weight
+class _Fill:
+    """Finds for each tensor of a model its place in the file, and decodes it; what it yields writes to the model."""
 
-    def room(name: str) -> Tensor | None:
-        stored = file.stored(name)
-        shape = (stored.rows, elements(stored.shape) // stored.rows)
-        return lowering.allocate(shape, torch.uint8) if lowering.allocate else None
+    def __init__(self, file: PackedFile, model: nn.Module, threads: int) -> None:
+        self.file, self.model, self.threads = file, model, threads
+        self.known = set(file.names)
+        self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers, module.__dict__):  # type: dict[str, Any]
+                for leaf, tensor in tensors.items():
+                    if isinstance(tensor, Tensor):
+                        self.places.setdefault(id(tensor), []).append((tensors, leaf))
+        self.as_codes: set[str] = set()
 
-    # Chunks of many weights together keep the threads busy.
-    decoded = file.all_codes({name: room(name) for name in sorted(chosen)}, threads=threads)
-    changes = []
-    for name, weight in chosen.items():
-        changes.append(lowering.change(weight))
-        replace_in_module(model, weight, decoded.pop(name), lowering)
-    refuse_save_pretrained(model)
-    return changes
-
-
-def _check_shape(name: str, stored: tuple[int, ...], weight: Tensor) -> None:
-    if stored != tuple(weight.shape):
-        raise FormatError(
-            f"{name} is {list(stored)} in the file and {list(weight.shape)} in the model; load it into a model of the "
-            "same configuration"
-        )
-
-
-def _check_names(file: PackedFile, model: nn.Module) -> list[str]:
-    """Raise where the file lacks a tensor of the model; notes on what the model lacks."""
-    items, aliases = items_of(model)
-    known = set(file.names)
-    # One name of a tied tensor is enough.
-    also: dict[str, list[str]] = {}
-    for alias, name in aliases.items():
-        also.setdefault(name, []).append(alias)
-    missing = [name for name in items if not known.intersection((name, *also.get(name, ())))]
-    if missing:
-        raise FormatError(
-            f"{file.path} lacks {len(missing)} of the model's {len(items)} tensors ({', '.join(missing[:3])}, …); its "
-            f"own are named like {', '.join(file.names[:3])}: load it into a model of the same architecture"
-        )
-    surplus = sorted(known - set(items) - set(aliases))
-    return [f"the file also holds {', '.join(surplus)}, which the model has no place for"] if surplus else []
-
-
-def _fill_lowered(file: PackedFile, model: nn.Module, threads: int) -> None:
-    """Fill the codes of modules that are lowered already."""
-    for path, module in model.named_modules():
-        if not isinstance(module, Lowered):
-            continue
-        name, held = f"{path}.weight" if path else "weight", module.lowered
-        if name not in file.names or file.stored(name).format != held.format.name:
+    def codes(self, target: Target, fmt: Format | None, report: Report) -> list[Write]:
+        """Return what puts codes in the place of weights, or into weights that are lowered already."""
+        if first_lowered(self.model) is not None:
+            return self._codes_of_lowered()
+        counts = Counter(stored.format for stored in self.file.manifest.tensors.values() if stored.format)
+        if fmt is None:
+            if not counts:
+                return []
+            # A model is lowered to one format; weights in a rarer one are decoded.
+            fmt = FORMATS[counts.most_common(1)[0][0]]
+        elif counts and fmt.name not in counts:
             raise FormatError(
-                f"{name} is {held.format.name} codes in the model and not in {file.path}; load into a float model"
+                f"{self.file.path} holds codes of {', '.join(counts)} and none of {fmt.name}; load it for those"
             )
-        quantized = file.codes(name, threads=threads)
-        if quantized.codes.shape != held.codes.shape:
-            _check_shape(name, tuple(quantized.codes.shape), held.codes)
-        _set_codes(held, quantized)
+        report.notes += target.prepare(fmt)
+        lowering = Lowering(fmt, operators=target.operators, allocate=target.allocate)
+        chosen = self._weights_to_lower(fmt.name)
+        decoded = self._decode(dict.fromkeys(chosen, lowering.allocate))
+        report.changes += [lowering.change(weight) for weight in chosen.values()]
+        writes: list[Write] = [functools.partial(refuse_save_pretrained, self.model)]
+        for name, weight in chosen.items():
+            self.as_codes.update(weight.names)
+            writes.append(functools.partial(replace_weight, self.model, weight, decoded[name], lowering))
+        return writes
+
+    def _weights_to_lower(self, fmt: str) -> dict[str, Weight]:
+        """Return the weights that can stay codes, by their names in the file."""
+        chosen = {}
+        for weight in weights_of_module(self.model):
+            held = [name for name in weight.names if name in self.known and self.file.stored(name).format == fmt]
+            if held and not weight.reason_of_uses():
+                self._check_shape(held[0], tuple(weight.tensor.shape))
+                # Packing a file cannot know of a matrix used transposed: scales must belong to the rows of this use.
+                if self.file.stored(held[0]).transposed == weight.transposed:
+                    chosen[held[0]] = weight
+        return chosen
+
+    def _codes_of_lowered(self) -> list[Write]:
+        held = {id(weight): (name, weight) for name, weight in reversed([*lowered_weights(self.model)])}
+        for name, weight in held.values():
+            if name not in self.known or self.file.stored(name).format != weight.format.name:
+                raise FormatError(
+                    f"{name} is {weight.format.name} codes in the model and not in {self.file.path}; load into a float "
+                    "model"
+                )
+            self._check_shape(name, tuple(weight.shape))
+            if self.file.stored(name).transposed != weight.transposed:
+                raise FormatError(
+                    f"the scales of {name} belong to its columns in one of file and model; load into a float model"
+                )
+        decoded = self._decode(dict.fromkeys((name for name, _ in held.values()), None))
+        self.as_codes.update(name for name, _ in lowered_weights(self.model))
+        return [functools.partial(_set_codes, weight, decoded[name]) for name, weight in held.values()]
+
+    def _decode(self, names: dict[str, Allocate | None]) -> dict[str, Quantized]:
+        """Decode codes into memory that a target likes; chunks of many weights together keep the threads busy."""
+        room = {}
+        for name, allocate in names.items():
+            stored = self.file.stored(name)
+            shape = (stored.rows, math.prod(stored.shape) // max(1, stored.rows))
+            room[name] = allocate(shape, torch.uint8) if allocate else None
+        return self.file.all_codes(room, threads=self.threads)
+
+    def floats(self, report: Report) -> Iterator[Write]:
+        """Yield what fills every tensor of the state that does not become codes.
+
+        Raises:
+            FormatError: the file lacks one, or holds another shape.
+        """
+        values, aliases = state_of(self.model)
+        names = {name: [name] for name in values}
+        for alias, name in aliases.items():
+            names[name].append(alias)
+        missing = [name for name, all_names in names.items() if not self.known.intersection(all_names)]
+        if missing:
+            raise FormatError(
+                f"{self.file.path} lacks {len(missing)} of the model's {len(values)} tensors "
+                f"({', '.join(missing[:3])}, …); its own are named like {', '.join(self.file.names[:3])}: load it into "
+                "a model of the same architecture"
+            )
+        surplus = sorted(set(self.file.state_names) - set(values) - set(aliases))
+        if surplus:
+            report.notes.append(f"the file also holds {', '.join(surplus)}, which the model has no place for")
+        for name, value in values.items():
+            if isinstance(value, Tensor) and name not in self.as_codes:
+                yield self._write(next(n for n in names[name] if n in self.known), value)
+
+    def buffers(self) -> Iterator[Write]:
+        """Yield what fills the buffers outside the state_dict that are on the meta device.
+
+        Raises:
+            FormatError: the file does not hold one; the message names all.
+        """
+        empty, filled = [], set()
+        for name, tensor in buffers_beside(self.model):
+            if tensor.device.type == "meta" and name in self.known:
+                yield self._write(name, tensor)
+                filled.add(id(tensor))
+            elif tensor.device.type == "meta":
+                empty.append(name)
+        for path, module in self.model.named_modules():
+            for leaf, value in module.__dict__.items():
+                if isinstance(value, Tensor) and value.device.type == "meta" and id(value) not in filled:
+                    empty.append(f"{path}.{leaf}" if path else leaf)
+        if empty:
+            raise FormatError(
+                f"{', '.join(empty)}: on the meta device, and {self.file.path} does not hold their values, which a "
+                "model computes when it is built; build it with its buffers (accelerate.init_empty_weights() does)"
+            )
+
+    def _write(self, name: str, tensor: Tensor) -> Write:
+        """Return what writes a tensor of the file into one of the model, or into its place on the meta device."""
+        self._check_shape(name, tuple(tensor.shape))
+        if tensor.device.type != "meta" and self.file.stored(name).kind == "plain":
+            self.file.payload(name)  # checks its checksum; a copy of all floats is not kept in memory
+            return lambda: tensor.copy_(self.file.read(name))
+        value = self.file.read(name, threads=self.threads).to(tensor.dtype)
+        if tensor.device.type != "meta":
+            return lambda: tensor.copy_(value)
+        if isinstance(tensor, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+        return lambda: [tensors.update({leaf: value}) for tensors, leaf in self.places[id(tensor)]]
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        stored = self.file.stored(name).shape
+        if stored != shape:
+            raise FormatError(
+                f"{name} is {list(stored)} in the file and {list(shape)} in the model; load it into a model of the "
+                "same configuration"
+            )
 
 
 def _set_codes(held: LoweredWeight, quantized: Quantized) -> None:
-    held.codes.copy_(quantized.codes)
-    held.scale = quantized.scale.to(held.scale.device)
-
-
-def _fill_floats(file: PackedFile, model: nn.Module, threads: int) -> None:
-    """Decode every tensor that is not in a lowered module."""
-    for name, tensor in list(model.state_dict(keep_vars=True).items()):
-        if name not in file.names:
-            continue  # codes of a lowered module, or another name of a tied tensor
-        stored = file.stored(name)
-        _check_shape(name, stored.shape, tensor)
-        value = file.read(name, threads=threads)
-        if tensor.device.type != "meta":
-            with torch.no_grad():
-                tensor.copy_(value)
-            continue
-        module, leaf = owner_of(model, name)
-        value = value.to(tensor.dtype)
-        if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(value, requires_grad=tensor.requires_grad)
-        else:
-            module._buffers[leaf] = value
+    if held.codes.device.type == "meta":
+        fresh = LoweredWeight(quantized, held.format, held.shape, held.dtype, held.transposed, held.operators)
+        held._buffers.update(fresh._buffers)
+    else:
+        held.codes.copy_(quantized.codes)
+        held.scale = quantized.scale.to(held.scale.device)

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-#: Elements worked on at a time unless a caller says otherwise: float64 copies of one block stay near 8 MB each.
-BLOCK_ELEMENTS = 1 << 20
+#: Elements at a time on the CPU: several float64 temporaries of a block stay within a processor's cache.
+CPU_BLOCK = 1 << 16
+
+#: The same on a device, where the number of kernel launches is what costs.
+DEVICE_BLOCK = 1 << 22
 
 
 def blocks(weight: Tensor, size: int | None = None) -> Iterator[Tensor]:
@@ -15,9 +18,9 @@ def blocks(weight: Tensor, size: int | None = None) -> Iterator[Tensor]:
 
     Args:
         weight: any shape and strides.
-        size: BLOCK_ELEMENTS where it is left out.
+        size: if left out, CPU_BLOCK or DEVICE_BLOCK.
     """
-    size = BLOCK_ELEMENTS if size is None else size
+    size = size or (CPU_BLOCK if weight.device.type == "cpu" else DEVICE_BLOCK)
     weight = weight.permute(sorted(range(weight.dim()), key=lambda d: -weight.stride()[d]))
     if weight.is_contiguous():
         if weight.numel():

@@ -31,34 +31,37 @@ def log_peak(shape: float, scale: float) -> float:
     return math.log(shape / (2 * scale)) - math.lgamma(1 / shape)
 
 
-def lower(order: float, s: Tensor) -> Tensor:
-    """P(a, s) = ∫₀ˢ t^(a−1) e^(−t) dt / Γ(a), for s ≥ 0 in float64."""
-    return torch.special.gammainc(torch.full_like(s, order), s)
+def lower(order: float | Tensor, s: Tensor) -> Tensor:
+    """P(a, s) = ∫₀ˢ t^(a−1) e^(−t) dt / Γ(a), for s ≥ 0 in float64; a is a number, or a tensor that broadcasts."""
+    return torch.special.gammainc(torch.as_tensor(order, dtype=s.dtype, device=s.device), s)
 
 
-def upper(order: float, s: Tensor) -> Tensor:
+def upper(order: float | Tensor, s: Tensor) -> Tensor:
     """Q(a, s) = 1 − P(a, s), with its own relative precision."""
-    return torch.special.gammaincc(torch.full_like(s, order), s)
+    return torch.special.gammaincc(torch.as_tensor(order, dtype=s.dtype, device=s.device), s)
 
 
-def log_upper(order: float, s: Tensor) -> Tensor:
+def log_upper(order: float | Tensor, s: Tensor) -> Tensor:
     """ln Q(a, s) = −s + a ln s − lnΓ(a) − ln(s + 1 − a − 1(1 − a)/(s + 3 − a − 2(2 − a)/(s + 5 − a − …))).
 
-    Legendre's continued fraction (DLMF 8.9.2) beyond s = max(200, 4a), where eight of its terms are exact in
-    float64 and where Q itself soon ends below the smallest number; ln of `upper` before that.
+    Legendre's continued fraction (DLMF 8.9.2) beyond s = max(200, 4a): there eight of its terms are exact in
+    float64, and Q itself soon ends below the smallest number. Before that, ln of `upper`.
 
     Args:
-        order: a > 0.
+        order: a > 0, a number, or a tensor that broadcasts with s.
         s: float64, s ≥ 0; infinity gives −∞.
     """
-    start = max(200.0, 4 * order)
-    far = s.clamp(min=start)
+    order = torch.as_tensor(order, dtype=s.dtype, device=s.device)
+    start = (4 * order).clamp(min=200.0)
+    near = upper(order, torch.minimum(s, start)).log()
+    if not bool((s > start).any()):
+        return near
+    far = torch.maximum(s, start)
     fraction = far + 17 - order
     for k in range(8, 0, -1):
         fraction = far + (2 * k - 1 - order) - k * (k - order) / fraction
-    series = -far + order * far.log() - math.lgamma(order) - fraction.log()
-    series = torch.where(s == math.inf, -math.inf, series)
-    return torch.where(s > start, series, upper(order, s.clamp(max=start)).log())
+    series = -far + order * far.log() - order.lgamma() - fraction.log()
+    return torch.where(s > start, torch.where(s == math.inf, -math.inf, series), near)
 
 
 def log_cell(shape: float, scale: float, centre: Tensor, step: float) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from ggpass.ggd.cells import check_step, log_peak
 from ggpass.ggd.entropy import quantized_entropy
 from ggpass.ggd.quantile import cdf, quantile
-from ggpass.ggd.sample import draw
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,11 @@ class GGD:
                 raise ValueError(f"the {name} of a generalized Gaussian is a positive number, not {value!r}")
         if not math.isfinite(self.mean):
             raise ValueError(f"the mean of a generalized Gaussian is a finite number, not {self.mean!r}")
+
+    @classmethod
+    def of_std(cls, shape: float, std: float) -> "GGD":
+        """α = σ · √(Γ(1/ν) / Γ(3/ν)), μ = 0: the density of shape ν and deviation σ."""
+        return cls(shape, std / cls(shape, 1.0).std)
 
     @property
     def std(self) -> float:
@@ -76,19 +80,48 @@ class GGD:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """x = μ + α · G^(1/ν) · U, G ~ Gamma(1 + 1/ν), U uniform in (−1, 1); see `ggpass.ggd.sample.draw`.
+        """x = μ + α · G^(1/ν) · U, G ~ Gamma(1 + 1/ν), U uniform in (−1, 1).
+
+        With Y ~ Gamma(1/ν), |x| is α · Y^(1/ν), and Y = G · V^ν for a uniform V (Johnson et al., Continuous Univariate
+        Distributions, 17.6): so the power of a gamma variate near 0, which underflows for small ν, is never taken.
+
+        1. Everything is computed in float32 (float64 for float64) and rounded once: the narrow dtypes lose
+           no more than that rounding, and what lies beyond their largest number becomes that number.
+        2. U is an odd multiple of 2^−24 (2^−53): exactly symmetric and never 0, so that a zero appears only if the
+           dtype cannot hold the value. The sign is U's own.
+        3. α · G^(1/ν) is taken as exp(ln α + ln G / ν), which overflows only if the sample does.
+        4. The same generator state, device and size give the same sample for every μ; devices differ among themselves.
 
         Args:
             size: the shape of the result, or its length.
-            generator: the random numbers' source; torch's default one if left out.
-            device: where; the generator's if left out, else torch's default.
-            dtype: floating; half dtypes are rounded from float32, their largest number standing for what is beyond.
+            generator: the random numbers' source; torch's default one of the device if left out.
+            device: of the result; the generator's if left out, else torch's default.
+            dtype: floating.
 
         Raises:
             ValueError: dtype is not floating.
         """
-        size = (size,) if isinstance(size, int) else size
-        return draw(self.shape, self.scale, self.mean, size, generator=generator, device=device, dtype=dtype)
+        if not dtype.is_floating_point:
+            raise ValueError(f"a generalized Gaussian has floating samples, not {dtype}; give a floating dtype")
+        if device is None and generator is not None:
+            device = generator.device
+        size = (size,) if isinstance(size, int) else tuple(size)
+        wide = torch.promote_types(dtype, torch.float32)
+        order = torch.full(size, 1 + 1 / self.shape, device=device, dtype=wide)
+        # torch.distributions.Gamma calls this too, but hands no generator on.
+        magnitude = torch._standard_gamma(order, generator=generator)
+        magnitude.log_().div_(self.shape).add_(math.log(self.scale)).exp_()
+        bits = 53 if wide == torch.float64 else 24
+        uniform = order.random_(0, 1 << (bits - 1), generator=generator)
+        sign_bits = torch.empty_like(order, dtype=torch.int8).random_(0, 2, generator=generator)
+        uniform = uniform.mul_(2).add_(1).mul_(2.0**-bits)
+        x = torch.where(sign_bits == 0, uniform, -uniform).mul_(magnitude)
+        if self.mean:
+            x += self.mean
+        if wide == dtype:
+            return x
+        limit = torch.finfo(dtype).max
+        return x.clamp_(-limit, limit).to(dtype)
 
     def cdf(self, x: Tensor) -> Tensor:
         """F(x) = ½ + sign(x − μ) · P(1/ν, (|x − μ|/α)^ν)/2, P the regularized lower incomplete gamma function.

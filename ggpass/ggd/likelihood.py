@@ -1,18 +1,14 @@
 """α^ν = ν·mean|x − μ|^ν and ν at the root of the likelihood's derivative: the maximum-likelihood fit."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ggpass.errors import WeightError
 from ggpass.ggd.density import GGD
-from ggpass.ggd.fit import SHAPE_RANGE, fit_moments
-from ggpass.ggd.magnitudes import Magnitudes
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.magnitudes import Magnitudes, score
+from ggpass.ggd.moments import SHAPE_RANGE
 from ggpass.ggd.search import falling_root
-
-#: Stands for an exact zero in ln r, far below any magnitude: |0|^ν is then 1e-30 at ν = 0.1, and 0 to all purposes.
-LEAST = 1e-300
 
 #: Rounds of (ν, α) given μ and μ given ν; the two hardly depend on each other, so three or four do.
 MOST_ROUNDS = 20
@@ -49,29 +45,6 @@ def fit_likelihood(weight: Tensor, *, free_mean: bool = False) -> GGD:
     shape = _shape(whole, shape, 1e-6)
     power = whole.means(lambda r: (r**shape,))[0]
     return GGD(shape, whole.unit * (shape * power) ** (1 / shape), whole.mean)
-
-
-def score(magnitudes: Magnitudes, shape: float) -> tuple[float, float, float]:
-    """−ν²·dL/dν, its derivative by ln ν, and L = mean(−ln f) in units of u, with α at its best for ν.
-
-    With m = mean r^ν, L = ln 2 − ln ν + lnΓ(1/ν) + (1 + ln(νm))/ν and ν² dL/dν = −ν − ψ(1/ν) − ln(νm) + ν m'/m, where
-    m' = mean(r^ν ln r); its derivative by ν is −1 − 1/ν + ψ'(1/ν)/ν² + ν (m''/m − (m'/m)²).
-    """
-
-    def powers(r: Tensor) -> tuple[Tensor, ...]:
-        log_r = r.clamp_(min=LEAST).log_()
-        power = (shape * log_r).exp_()
-        first = power * log_r
-        return power, first, log_r.mul_(first)
-
-    m, m1, m2 = magnitudes.means(powers)
-    order = torch.tensor(1 / shape, dtype=torch.float64)
-    digamma, trigamma = torch.digamma(order).item(), torch.polygamma(1, order).item()
-    log_power = math.log(shape * m)
-    rise = -shape - digamma - log_power + shape * m1 / m
-    slope = -1 - 1 / shape + trigamma / shape**2 + shape * (m2 / m - (m1 / m) ** 2)
-    nats = math.log(2 / shape) + math.lgamma(1 / shape) + (1 + log_power) / shape
-    return -rise, -slope * shape, nats
 
 
 def _shape(magnitudes: Magnitudes, start: float, tolerance: float) -> float:

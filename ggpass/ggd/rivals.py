@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ggpass.errors import WeightError
 from ggpass.ggd.density import GGD
-from ggpass.ggd.fit import SHAPE_RANGE, fit_moments
-from ggpass.ggd.likelihood import score
-from ggpass.ggd.magnitudes import Magnitudes
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.magnitudes import Magnitudes, score
+from ggpass.ggd.moments import SHAPE_RANGE
 from ggpass.ggd.search import falling_root
 from ggpass.ggd.student import fit_student, student_log_density
 

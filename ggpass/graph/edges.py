@@ -33,17 +33,12 @@ def insert_on_weight_edges(program: Program, names: Iterable[str], make_node: Ma
         WeightError: a name that the graph does not read.
     """
     weights = program.tensors()
-    by_tensor = {id(weight.tensor): weight for weight in weights}
-    bound = dict(program.graph_module.named_parameters(remove_duplicate=False))
-    chosen: dict[int, Weight] = {}
-    for name in names:
-        # The graph reads a tied weight under one of its names; the others are still bound to the same tensor.
-        weight = by_tensor.get(id(bound.get(name))) or next((w for w in weights if name in w.names), None)
-        if weight is None:
-            some = ", ".join(w.name for w in weights[:5]) + (", …" if len(weights) > 5 else "")
-            raise WeightError(f"the graph reads no weight named {name!r}; it reads {some}")
-        chosen[id(weight.tensor)] = weight
-    return [_insert(program, weight, make_node) for key, weight in by_tensor.items() if key in chosen]
+    names = set(names)
+    unknown = names.difference(*(weight.names for weight in weights))
+    if unknown:
+        some = ", ".join(w.name for w in weights[:5]) + (", …" if len(weights) > 5 else "")
+        raise WeightError(f"the graph reads no weight named {min(unknown)!r}; it reads {some}")
+    return [_insert(program, weight, make_node) for weight in weights if names.intersection(weight.names)]
 
 
 def _insert(program: Program, weight: Weight, make_node: MakeNode) -> fx.Node:

@@ -14,7 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import PassError, TraceError
-from ggpass.graph.report import Report, Skip
+from ggpass.graph.report import Report
 from ggpass.graph.weights import Selection, Weight, weights_of_graph
 
 
@@ -184,18 +184,10 @@ class Program:
         Raises:
             WeightError: a pattern that matches no weight, or a weight on the meta device.
         """
-        selection, found = Selection(only, skip), []  # type: ignore[arg-type]
         tensors = [w for w in self.tensors() if w.tensor.is_floating_point()]
+        selection = Selection(only, skip)  # type: ignore[arg-type]
         selection.check(self.matrix_names())
-        for weight in tensors:
-            reason = weight.reason_of_kind() or selection.reason(weight.names)
-            if not reason and not isinstance(weight.tensor, nn.Parameter):
-                reason = "a buffer, not a parameter"
-            if not reason:
-                found.append(weight)
-            elif report is not None:
-                report.skips.append(Skip(weight.name, reason, weight.nbytes, matrix=weight.is_matrix))
-        return found
+        return selection.choose(tensors, report)
 
     def matrix_names(self) -> list[str]:
         """Return all names of the traced model's matrices, and of those that passes have added."""
@@ -204,15 +196,17 @@ class Program:
         added = [name for name, tensor in read.items() if tensor.dim() >= 2 and isinstance(tensor, nn.Parameter)]
         return list(dict.fromkeys([*known, *added]))
 
-    def replace(self, weight: Weight, value: Tensor) -> None:
+    def replace(self, weight: Weight, value: Tensor, *, requires_grad: bool = False) -> None:
         """w ← value at all uses and names of a weight; its dtype and device stay.
 
-        For deployment a frozen Parameter takes the place of the old one, and the traced model stays as it was. In a
-        training graph the caller's own Parameter is written to, so that its optimizer goes on with it.
+        For deployment a Parameter, frozen unless said otherwise, takes the place of the old one, and the traced model
+        stays as it was. In a training graph the caller's own Parameter is written to, so that its optimizer goes on
+        with it.
 
         Args:
             weight: one of `weights()`.
             value: of the same shape.
+            requires_grad: of the Parameter that takes the place of the old one.
         """
         tensor = weight.tensor
         if self.training:
@@ -220,7 +214,7 @@ class Program:
                 with torch.no_grad():
                     tensor.copy_(value)
             return
-        parameter = nn.Parameter(value.to(tensor.device, tensor.dtype), requires_grad=False)
+        parameter = nn.Parameter(value.to(tensor.device, tensor.dtype), requires_grad=requires_grad)
         for node in self.reads():
             if self.weight(str(node.target)) is tensor:
                 self._bind(str(node.target), parameter)

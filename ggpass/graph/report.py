@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ggpass.graph.tables import Column, size, table
+
 if TYPE_CHECKING:  # rich takes a while to import, and most programs print no report
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
@@ -102,7 +104,7 @@ class Report:
         if self.bytes_before:
             lines.append(
                 f"{self.lowered_share:.2%} of the bytes of matrices lowered: "
-                f"{megabytes(self.bytes_before)} → {megabytes(self.bytes_after)}"
+                f"{size(self.bytes_before)} → {size(self.bytes_after)}"
             )
         if not any(part.changes or part.skips for part in self.flat()):
             lines = lines or ["nothing to do"]
@@ -118,28 +120,13 @@ class Report:
         return capture.get()
 
 
-def megabytes(count: int) -> str:
-    """Bytes for people, in MB (10^6) or kB (10^3)."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def wrap_name(name: str, width: int) -> str:
-    """A dotted name in lines of at most `width`, broken after dots where that is possible."""
-    lines = [""]
-    for part in name.replace(".", ".\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
 def _open_numbers(name: str) -> str:
     """A name with its layer numbers left open, so that a model's equal layers make one row."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _size(count: int) -> str:
-    return megabytes(count) if count else ""
+    return size(count) if count else ""
 
 
 def _change_rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
@@ -174,19 +161,7 @@ def _skip_rows(skips: Sequence[Skip]) -> list[tuple[str, ...]]:
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> "Table":
-    """Return a plain table; its first column holds dotted names and gets the room that the others leave."""
-    from rich.cells import cell_len
-    from rich.markup import escape
-    from rich.table import Table
-
+    """Return the table of one part of a report, without the columns that are empty."""
     kept = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
-    others = sum(max(cell_len(t) for t in (headings[i], *(r[i] for r in rows))) + 2 for i in kept[1:])
-    room = max(LEAST_ROOM, width - others - 2)
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for i in kept:
-        number = headings[i] in ("n", "before", "after", "size")
-        table.add_column(headings[i], justify="right" if number else "left", no_wrap=number)
-    for row in rows:
-        name = "\n".join(wrap_name(part, room) for part in row[0].replace(" + ", " +\n").split("\n"))
-        table.add_row(*(escape(text) for text in (name, *(row[i] for i in kept[1:]))))
-    return table
+    columns = [Column(headings[i], words=headings[i] not in ("n", "before", "after", "size")) for i in kept]
+    return table(columns, [[row[i] for i in kept] for row in rows], width, title=title, least=LEAST_ROOM)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ggpass.errors import WeightError
+from ggpass.graph.report import Report, Skip
 
 aten = torch.ops.aten
 
@@ -87,6 +88,27 @@ class Selection:
         if self.only and not any(matches(name, pattern) for name in names for pattern in self.only):
             return "matches none of only=" + ", ".join(map(repr, self.only))
         return ""
+
+    def choose(self, weights: Iterable["Weight"], report: Report | None = None) -> list["Weight"]:
+        """Return the float matrices among these weights that are Parameters and selected.
+
+        Args:
+            weights: of a graph, a module or a file.
+            report: gets a Skip with the reason for each other weight.
+
+        Raises:
+            WeightError: a weight on the meta device.
+        """
+        chosen = []
+        for weight in weights:
+            reason = weight.reason_of_kind() or self.reason(weight.names)
+            if not reason and not (weight.lazy or isinstance(weight.tensor, nn.Parameter)):
+                reason = "a buffer, not a parameter"
+            if not reason:
+                chosen.append(weight)
+            elif report is not None:
+                report.skips.append(Skip(weight.name, reason, weight.nbytes, matrix=weight.is_matrix))
+        return chosen
 
 
 class Kind(Enum):

@@ -12,11 +12,15 @@ from torch import Tensor
 from ggpass.errors import FormatError, WeightError
 from ggpass.formats import FORMATS, Format, Scheme, quantize
 from ggpass.formats.scheme import row_blocks
-from ggpass.ggd import GGD, Rival, Verdict, best_by_aic, fit_moments, fit_rivals
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import entropy
+from ggpass.ggd.rivals import Rival, Verdict, best_by_aic, fit_rivals
 from ggpass.packed.checkpoint import Checkpoint, TensorInfo
+from ggpass.packed.dtypes import WEIGHT_DTYPES
 
-#: The dtypes of weights that a format can take, by safetensors' names.
-WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+#: What JSON tells of each fitted density.
+RIVAL_KEYS = ("shape", "scale", "parameters", "log_likelihood", "aic")
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class FormatFit:
     @property
     def entropy(self) -> float:
         """H = −Σ p_c log2 p_c, the zero-order entropy of the codes in bits a weight."""
-        p = self.counts[self.counts > 0].double() / self.counts.sum()
-        return max(0.0, -(p * p.log2()).sum().item())
+        return entropy(self.counts).item()
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Inspection:
                     "std": fit.ggd.std if fit.ggd else 0.0,
                     "best_fit": fit.verdict and fit.verdict.best.name,
                     "best_fit_margin_bits": fit.verdict and fit.verdict.margin,
-                    "rivals": {rival.name: _rival_dict(rival) for rival in fit.rivals},
+                    "rivals": {rival.name: {key: getattr(rival, key) for key in RIVAL_KEYS} for rival in fit.rivals},
                     "formats": {
                         name: {"sqnr_db": _finite(fit.sqnr(name)), "entropy_bits": fit.formats[name].entropy}
                         for name in self.formats
@@ -272,13 +275,3 @@ def _info_dict(info: TensorInfo) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _rival_dict(rival: Rival) -> dict[str, Any]:
-    return {
-        "shape": rival.shape,
-        "scale": rival.scale,
-        "parameters": rival.parameters,
-        "log_likelihood": rival.log_likelihood,
-        "aic": rival.aic,
-    }

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ggpass.errors import GgpassError
 from ggpass.formats.scheme import row_blocks
-from ggpass.ggd import GGD, Verdict
+from ggpass.ggd.density import GGD
+from ggpass.ggd.rivals import Verdict
 from ggpass.inspection.inspect import Inspection
 from ggpass.packed.checkpoint import Checkpoint
 
@@ -27,7 +28,7 @@ BAR, FIT, GAUSSIAN, STUDENT = "#9db8d2", "#b5371f", "#5a5a5a", "#1f6b3a"
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Panel:
     """σ·(share of weights in a bin)/(width of the bin), over u = w/σ in [−RANGE, RANGE].
 
     Attributes:
@@ -43,7 +44,7 @@ class Histogram:
     verdict: Verdict | None = None
 
 
-def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = None) -> Histogram:
+def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = None) -> Panel:
     """density[b] = #{w : w/σ in bin b} / (#w · width), in blocks of rows.
 
     Args:
@@ -59,10 +60,10 @@ def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = Non
         counts += torch.histc(units, BINS, -RANGE, RANGE)
     width = 2 * RANGE / BINS
     beyond = 1 - counts.sum().item() / weight.numel()
-    return Histogram(name, ggd, counts / (weight.numel() * width), beyond, verdict)
+    return Panel(name, ggd, counts / (weight.numel() * width), beyond, verdict)
 
 
-def largest_histograms(inspection: Inspection, checkpoint: Checkpoint, count: int = 12) -> list[Histogram]:
+def largest_histograms(inspection: Inspection, checkpoint: Checkpoint, count: int = 12) -> list[Panel]:
     """The histograms of the `count` largest weights, in the order of the checkpoint; one tensor in memory at a time.
 
     Raises:
@@ -85,7 +86,7 @@ def short_name(name: str, width: int = 34) -> str:
     return name if len(name) <= width else "…" + name[-(width - 1) :]
 
 
-def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "Figure":
+def figure_of(histograms: list[Panel], title: str, log_y: bool = True) -> "Figure":
     """Small multiples of σ·f over w/σ: bars, the fitted GGD, the Gaussian of the same σ, and a better Student-t.
 
     Args:
@@ -160,7 +161,7 @@ def figure_of(histograms: list[Histogram], title: str, log_y: bool = True) -> "F
     return figure
 
 
-def draw(histograms: list[Histogram], path: Path, title: str, log_y: bool = True) -> None:
+def draw(histograms: list[Panel], path: Path, title: str, log_y: bool = True) -> None:
     """The PNG of `figure_of(histograms, title, log_y)` at `path`.
 
     Raises:

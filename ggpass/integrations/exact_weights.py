@@ -41,7 +41,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], token: str, writes: bool) 
 
 
 def load(folders: Iterable[Path], token: str, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The tensors that were saved with a token, sharded as the weights are.
+    """Return the tensors that were saved with a token, sharded as the weights are.
 
     Raises:
         InputError: none of the folders holds them.

@@ -113,7 +113,7 @@ class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
 def _rate_of(
     saved: Any, args: TrainingArguments, state: TrainerState, weights: dict[str, nn.Parameter]
 ) -> dict[str, Any]:
-    """The Regularizer's state: what `trainer_state.json` holds, and the exact weights of the file beside it."""
+    """Return the Regularizer's state: the entry of `trainer_state.json`, and the exact weights beside it."""
     rate = _from_json(saved["rate"])
     if saved["exact"]:
         named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
@@ -137,7 +137,7 @@ def _from_json(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stepping(optimizer: Any) -> Optimizer:
-    """The optimizer that steps, inside what accelerate wraps around it: its hooks see real steps alone."""
+    """Return the optimizer that steps, inside what accelerate wraps around it: its hooks see real steps alone."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):

@@ -9,31 +9,24 @@ import numpy as np
 import onnx_ir as ir
 
 from ggpass.errors import FormatError
+from ggpass.inspection.coded import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
 from ggpass.onnx.reader import load
 from ggpass.onnx.tensors import bytes_of, tensor_bytes
+from ggpass.packed.codec.histogram import histogram
 
 
 @dataclass(frozen=True)
-class CodedTensor:
-    """The codes of one weight.
+class CodedTensor(StoredWeight):
+    """The codes of one weight, a byte each.
 
     Attributes:
         operators: what computes with them, each name once.
         uses: how many nodes do; more than one for tied weights.
-        entropy: zero-order, in bits a code.
     """
 
-    name: str
-    operators: tuple[str, ...]
-    uses: int
-    shape: tuple[int, ...]
-    entropy: float
-
-    @property
-    def size(self) -> int:
-        """Codes, one byte each."""
-        return self.shape[0] * self.shape[1]
+    operators: tuple[str, ...] = ()
+    uses: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,13 +47,14 @@ class CodedFile:
     other_bytes: int
 
     @property
-    def entropy(self) -> float:
-        """Σ size·H / Σ size, bits a code."""
-        return sum(t.size * t.entropy for t in self.tensors) / max(1, sum(t.size for t in self.tensors))
+    def total(self) -> StoredWeight:
+        """All codes as one."""
+        return total(self.tensors)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**asdict(self), "entropy": self.entropy}
+        """Return plain data for JSON."""
+        tensors = [tensor.as_dict() for tensor in self.tensors]
+        return {**asdict(self), "tensors": tensors, "entropy": self.total.entropy}
 
 
 def is_coded(model: ir.Model) -> bool:
@@ -93,14 +87,15 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
         shape = tuple(int(size) for size in tensor.shape.numpy())
         if tensor.dtype is not ir.DataType.UINT8 or len(shape) != 2:
             raise FormatError(f"{path}: codes are (N, K) uint8, and {name!r} is {tensor.dtype.name} {shape}")
-        counts = np.bincount(tensor.numpy().reshape(-1), minlength=256)
-        p = counts[counts > 0] / max(1, counts.sum())
-        entropy = max(0.0, float(-(p * np.log2(p)).sum()))
-        tensors.append(CodedTensor(name, tuple(dict.fromkeys(users[name])), len(users[name]), shape, entropy))
+        bits = histogram(np.ascontiguousarray(tensor.numpy())).bits
+        used = users[name]
+        operators = tuple(dict.fromkeys(used))
+        tensors.append(CodedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
     return CodedFile(
         opset=model.opset_imports.get("", 0),
         file_bytes=bytes_of(path, model),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
         tensors=tuple(tensors),
-        other_bytes=tensor_bytes(model) - sum(tensor.size for tensor in tensors),
+        other_bytes=tensor_bytes(model)
+        - sum(value.const_value.nbytes for value in values.values() if value.const_value),
     )

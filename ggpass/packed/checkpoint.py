@@ -1,26 +1,20 @@
 """Checkpoint: the tensors of a safetensors file, its shards or a Hugging Face directory, read one at a time."""
 
-import json
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ggpass.errors import FormatError
+from ggpass.packed.boundary import reading
+from ggpass.packed.dtypes import DTYPE_BITS
+from ggpass.packed.strict_json import open_regular, read_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
-
-#: Bits of an element by safetensors' name of its dtype.
-DTYPE_BITS = (
-    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
-    | dict.fromkeys(("F32", "I32", "U32"), 32)
-    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
-    | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
-    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-)
 
 #: Files that hold a pickle, which can run any code when it is opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -48,10 +42,7 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """Elements."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +68,7 @@ class Checkpoint:
             FormatError: nothing there, no safetensors (pickles are refused), a damaged file or index.
         """
         self.path = Path(path)
-        files, index = _find(self.path)
+        files, index = find_files(self.path)
         found: dict[str, TensorInfo] = {}
         for file in files:
             for info in _headers(file):
@@ -87,12 +78,7 @@ class Checkpoint:
                         "name the file that is meant, not the directory"
                     )
                 found[info.name] = info
-        for name, file_name in index.items():
-            if name not in found or found[name].file.name != file_name:
-                raise FormatError(
-                    f"the index says that {name} is in {file_name}, which does not hold it; "
-                    "download the checkpoint again"
-                )
+        check_index(index, {name: info.file.name for name, info in found.items()})
         self.tensors = tuple(found.values())
         self._by_name = found
 
@@ -105,34 +91,32 @@ class Checkpoint:
         if name not in self._by_name:
             raise FormatError(f"{self.path} holds no tensor {name!r}; `ggpass inspect` lists them")
         file = self._by_name[name].file
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                return opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{name} cannot be read from {file}: {error}") from error
+        with reading(file, name), safe_open(str(file), framework="pt") as opened:
+            return opened.get_tensor(name)
 
 
 def _headers(file: Path) -> Iterator[TensorInfo]:
-    """The header of each tensor of one safetensors file."""
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                part = opened.get_slice(name)
-                yield TensorInfo(name, tuple(part.get_shape()), part.get_dtype(), file)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(
-            f"{file} is no safetensors file, or is damaged ({error}); download or save it again"
-        ) from error
+    """Yield the header of each tensor of one safetensors file."""
+    with reading(file):
+        os.close(open_regular(file))  # safetensors' own reader would wait for a pipe
+    with reading(file), safe_open(str(file), framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            part = opened.get_slice(name)
+            yield TensorInfo(name, tuple(part.get_shape()), part.get_dtype(), file)
 
 
-def _find(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files behind a path, and the index's {tensor: file name} where there is one."""
+def find_files(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the safetensors files behind a path, and the {tensor: file name} of its index, or {}.
+
+    Raises:
+        FormatError: nothing there, or nothing but pickles and other formats.
+    """
     if not path.exists():
         raise FormatError(f"{path} does not exist; give a .safetensors file or the directory that holds it")
     if path.is_dir():
         return _find_in_directory(path)
     if path.name.endswith(INDEX_SUFFIX):
-        return _read_index(path)
+        return read_index(path)
     if path.suffix == ".safetensors":
         return [path], {}
     if path.suffix in PICKLE_SUFFIXES:
@@ -146,11 +130,11 @@ def _find(path: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _find_in_directory(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """What transformers would load from a directory: the index, the whole file, else all that is there."""
+    """Return what transformers would load from a directory: the index, the whole file, else all that is there."""
     indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
     for index in (path / f"model{INDEX_SUFFIX}", *(indices if len(indices) == 1 else ())):
         if index.exists():
-            return _read_index(index)
+            return read_index(index)
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"], {}
     files = sorted(path.glob("*.safetensors"))
@@ -164,12 +148,13 @@ def _find_in_directory(path: Path) -> tuple[list[Path], dict[str, str]]:
     raise FormatError(f"{path} holds no .safetensors file; give the directory of a saved model")
 
 
-def _read_index(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """The shards that an index names, each beside it, and its {tensor: file name}."""
-    try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} is not readable as JSON ({error}); download it again") from error
+def read_index(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the shards that an index names, each beside it, and its {tensor: file name}.
+
+    Raises:
+        FormatError: no such index, or one that names shards that are not there.
+    """
+    index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise FormatError(f"{path} has no weight_map of tensor names to files; download it again")
@@ -179,7 +164,21 @@ def _read_index(path: Path) -> tuple[list[Path], dict[str, str]]:
             raise FormatError(f"{path} names a shard outside its own directory: {name!r}; do not trust it")
         if Path(name).suffix != ".safetensors":
             raise FormatError(f"{path} names a shard that is not safetensors: {name!r}; {_SAVE_AGAIN}")
-        if not (path.parent / name).exists():
+        if not (path.parent / name).is_file():
             raise FormatError(f"{path.parent / name} is missing, though {path.name} names it; download it too")
         files.append(path.parent / name)
     return files, weight_map
+
+
+def check_index(index: Mapping[str, str], held: Mapping[str, str]) -> None:
+    """Raise FormatError if a shard lacks a tensor that an index says it holds: it is of another version.
+
+    Args:
+        index: {tensor: file name}, as `read_index` returns it.
+        held: {tensor: name of the file that holds it}.
+    """
+    for name, file in index.items():
+        if held.get(name) != file:
+            raise FormatError(
+                f"the index says that {name} is in {file}, which does not hold it; download the checkpoint again"
+            )

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.packed.checkpoint import DTYPE_BITS
+
+#: Bits of an element by safetensors' name of its dtype.
+DTYPE_BITS = (
+    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
+    | dict.fromkeys(("F32", "I32", "U32"), 32)
+    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
+    | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
+    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+)
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
+from ggpass.ggd.grid import on_grid, symbols_of
 
 #: Elements rounded at a time, so that the temporaries stay in the cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -81,7 +82,7 @@ def _blocks(weight: Tensor) -> Iterator[Tensor]:
 
 def grid_error(weight: Tensor, step: float) -> float:
     """Σ (w − step·round(w / step))², in float64."""
-    return sum(float((block - (block / step).round_() * step).square_().sum()) for block in _blocks(weight))
+    return sum(float((block - on_grid(block, step)).square_().sum()) for block in _blocks(weight))
 
 
 def coarsest_step(acceptable: Callable[[float], bool], start: float, precision: float = 1 / 64) -> float:
@@ -132,7 +133,7 @@ def to_grid(weight: Tensor, step: float) -> np.ndarray:
     dtype = next(d for d in (torch.int8, torch.int16, torch.int32) if round(largest / step) <= torch.iinfo(d).max)
     symbols = torch.empty(weight.numel(), dtype=dtype)
     for block, out in zip(_blocks(weight), symbols.split(BLOCK_ELEMENTS)):
-        out.copy_((block / step).round_())
+        out.copy_(symbols_of(block, step))
     return symbols.numpy()
 
 

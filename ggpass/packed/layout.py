@@ -8,10 +8,13 @@ The format's own library reads the same files; this parser exists because a pack
 bytes, because it bounds what it allocates, and because a writer must know the header's length before its numbers.
 """
 
+import contextlib
+import functools
 import json
+import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +22,20 @@ from typing import Any
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.packed.checkpoint import DTYPE_BITS
-from ggpass.packed.strict_json import parse_json
+from ggpass.packed.boundary import reading
+from ggpass.packed.codec.native import crc32c
+from ggpass.packed.dtypes import DTYPE_BITS
+from ggpass.packed.strict_json import MAX_BYTES, open_regular, parse_json
 
 LENGTH_BYTES = 8
-
-#: The format's own limit.
-MAX_HEADER = 100_000_000
 
 METADATA = "__metadata__"
 
 #: The most that one system call reads; Linux stops short of 2 GiB.
 READ_BYTES = 1 << 30
 
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Π shape, in Python's integers: no shape overflows it."""
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+#: Read at a time for the fingerprint: it stays in the cache.
+HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,25 @@ class Entry:
     @property
     def size(self) -> int:
         """Elements."""
-        return elements(self.shape)
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes that dtype and shape ask for, whatever the offsets say."""
         return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor that is read when it is needed.
+
+    Attributes:
+        entry: its name, dtype and shape.
+        read: returns its bytes, uint8: all, or those from `begin` to `end`.
+    """
+
+    entry: Entry
+    read: Callable[..., np.ndarray]
 
 
 def check_dtype_and_shape(dtype: Any, shape: Any, name: str) -> tuple[str, tuple[int, ...]]:
@@ -79,6 +89,8 @@ def check_dtype_and_shape(dtype: Any, shape: Any, name: str) -> tuple[str, tuple
         raise FormatError(f"{name} has dtype {dtype!r:.40}, which is none of {', '.join(DTYPE_BITS)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape) or len(shape) > 64:
         raise FormatError(f"{name} has shape {shape!r:.40}, which is no list of sizes; fetch the file again")
+    if math.prod(max(1, n) for n in shape) * DTYPE_BITS[dtype] >= 1 << 63:
+        raise FormatError(f"{name} has shape {shape!r:.40}, which is beyond any memory; fetch the file again")
     return dtype, tuple(shape)
 
 
@@ -155,7 +167,10 @@ def write_layout(entries: Mapping[str, Entry], metadata: Mapping[str, str], leng
     for name, entry in entries.items():
         offsets = [entry.begin, entry.end]
         header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FormatError(f"a tensor's name holds half a character ({error}); rename its module") from error
     whole = length or LENGTH_BYTES + (len(text) + 7) // 8 * 8
     if LENGTH_BYTES + len(text) > whole:
         raise ValueError(f"a header of {len(text)} bytes does not fit the {whole} reserved for it")
@@ -167,6 +182,7 @@ class TensorFile:
 
     Attributes:
         path: of the file.
+        size: its bytes.
         layout: its parsed header.
     """
 
@@ -179,22 +195,18 @@ class TensorFile:
         self.path = Path(path)
         self._fd = -1
         self._map: np.ndarray | None = None
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            size = os.fstat(self._fd).st_size
-            self.layout = parse_layout(*self._header(size))
-        except OSError as error:
-            self.close()
-            raise FormatError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        except FormatError as error:
-            self.close()
-            raise FormatError(f"{self.path}: {error}") from error
+        with contextlib.ExitStack() as on_error, reading(self.path):
+            self._fd = open_regular(self.path)
+            on_error.callback(self.close)
+            self.size = os.fstat(self._fd).st_size
+            self.layout = parse_layout(*self._header(self.size))
+            on_error.pop_all()
 
     def _header(self, size: int) -> tuple[bytes, int]:
         if size < LENGTH_BYTES:
             raise FormatError(f"{size} bytes are too few for a safetensors file; it was cut off")
         length = int.from_bytes(os.pread(self._fd, LENGTH_BYTES, 0), "little")
-        if length > min(MAX_HEADER, size - LENGTH_BYTES):
+        if length > min(MAX_BYTES, size - LENGTH_BYTES):
             raise FormatError(
                 f"it claims a header of {length} bytes and has {size} in all; it is cut off or no safetensors"
             )
@@ -203,15 +215,15 @@ class TensorFile:
             raise FormatError("its header could not be read to the end")
         return raw, size - len(raw)
 
-    def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """Bytes `begin` to `end` of a tensor (all of them if left out), uint8.
+    def read(self, name: str, begin: int = 0, end: int | None = None, room: np.ndarray | None = None) -> np.ndarray:
+        """Return the bytes `begin` to `end` of a tensor (all of them if left out), uint8, in `room` if it is given.
 
         Raises:
             FormatError: the file was cut off since it was opened.
         """
         entry = self.layout.entries[name]
         stop = entry.end - entry.begin if end is None else end
-        data = np.empty(stop - begin, np.uint8)
+        data = np.empty(stop - begin, np.uint8) if room is None else room[: stop - begin]
         at, done = self.layout.data_at + entry.begin + begin, 0
         while done < data.size:
             got = os.preadv(self._fd, [data[done : done + READ_BYTES].data], at + done)
@@ -226,6 +238,21 @@ class TensorFile:
             self._map = np.frombuffer(mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ), np.uint8)
         entry, at = self.layout.entries[name], self.layout.data_at
         return self._map[at + entry.begin : at + entry.end]
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the bytes of a tensor, HASH_BYTES at a time, uint8; a block is overwritten by the next one."""
+        entry, block = self.layout.entries[name], np.empty(HASH_BYTES, np.uint8)
+        for begin in range(0, entry.end - entry.begin, HASH_BYTES):
+            yield self.read(name, begin, min(entry.end - entry.begin, begin + HASH_BYTES), block)
+
+    def checksum(self, name: str, seed: int = 0) -> int:
+        """Return the CRC-32C of a tensor's bytes, continuing `seed`."""
+        return functools.reduce(lambda crc, block: crc32c(block, crc), self.blocks(name), seed)
+
+    def fingerprint(self) -> str:
+        """Return what changes with any byte of the file: its size, the CRC-32C of its header and of its data."""
+        data = functools.reduce(lambda crc, name: self.checksum(name, crc), self.layout.entries, 0)
+        return f"{self.size:x}-{crc32c(np.frombuffer(self.layout.raw, np.uint8)):08x}-{data:08x}"
 
     def close(self) -> None:
         """Give the file back; reading ends."""

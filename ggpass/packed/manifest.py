@@ -8,7 +8,8 @@ zeros. Payloads keep the names of the tensors they stand for.
                         "transposed": true where the rows of codes are the columns of the matrix}
                        {"kind": "grid",     "dtype", "shape", "check", "step": float}
                        {"kind": "lossless", "dtype", "shape", "check"}
-                       {"kind": "plain",    "check"}},
+                       {"kind": "plain",    "check"},
+                        of each kind also "persistent": false for a buffer that no state_dict holds},
      "aliases": {name: name of the equal tensor that is stored},
      "kernels": {name: the CRC-32C of its bytes}}
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Format
-from ggpass.packed.codec import crc32c
+from ggpass.packed.codec.native import crc32c
 from ggpass.packed.layout import Layout, check_dtype_and_shape
 from ggpass.packed.strict_json import parse_json
 
@@ -59,6 +60,7 @@ class Stored:
         codebook: codes: the hash of its codebook.
         step: grid: the distance of the grid's points.
         transposed: codes: they are those of the transposed matrix, a scale for each of its rows.
+        persistent: False: a buffer that the model's state_dict leaves out, kept for models without values.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class Stored:
     codebook: str = ""
     step: float = 0.0
     transposed: bool = False
+    persistent: bool = True
 
     @property
     def rows(self) -> int:
@@ -85,7 +88,7 @@ class Stored:
             value |= {"transposed": True} if self.transposed else {}
         if self.kind == "grid":
             value |= {"step": self.step}
-        return value
+        return value if self.persistent else value | {"persistent": False}
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,11 @@ def _parse_stored(name: str, value: Any, layout: Layout) -> Stored:
     kind, check = value["kind"], value.get("check")
     if type(check) is not int or not 0 <= check < 1 << 32:
         raise FormatError(f"{name} has no checksum; fetch the file again")
+    persistent = value.get("persistent", True)
+    if not isinstance(persistent, bool):
+        raise FormatError(f"{name} says {persistent!r:.40} and not whether it is persistent; fetch the file again")
     if kind == "plain":
-        return Stored(kind, entry.dtype, entry.shape, check)
+        return Stored(kind, entry.dtype, entry.shape, check, persistent=persistent)
     dtype, shape = check_dtype_and_shape(value.get("dtype"), value.get("shape"), name)
     if entry.dtype != "U8" or len(entry.shape) != 1:
         raise FormatError(
@@ -213,8 +219,8 @@ def _parse_stored(name: str, value: Any, layout: Layout) -> Stored:
             raise FormatError(
                 f"{name} has the grid step {step!r:.40}, which is no positive float32; fetch the file again"
             )
-        return Stored(kind, dtype, shape, check, step=step)
-    return Stored(kind, dtype, shape, check)
+        return Stored(kind, dtype, shape, check, step=step, persistent=persistent)
+    return Stored(kind, dtype, shape, check, persistent=persistent)
 
 
 def _parse_codes(name: str, value: dict[str, Any], stored: Stored) -> Stored:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Format, Quantized, Scheme, get_format, quantize
-from ggpass.packed import codec
-from ggpass.packed.checkpoint import DTYPE_BITS
-from ggpass.packed.codec.container import Piece
-from ggpass.packed.dtypes import WEIGHT_DTYPES, as_bytes, as_tensor, planes_of
+from ggpass.packed.codec.container import Array
+from ggpass.packed.codec.encoder import encode_pieces
+from ggpass.packed.codec.planes import split_planes
+from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_bytes, as_tensor, planes_of
 from ggpass.packed.grid import DEFAULT_LOSS, GridChoice, to_grid
-from ggpass.packed.layout import Entry
+from ggpass.packed.layout import Entry, Source
 from ggpass.packed.manifest import Stored, codebook_hash
 
 #: Bytes of a source read at a time where a tensor need not be in memory as a whole.
@@ -23,19 +23,6 @@ BLOCK_BYTES = 1 << 22
 
 #: Tensors below this many bytes stay as they are when packing losslessly: tables and headers would eat what is saved.
 MIN_LOSSLESS = 1 << 10
-
-#: The pieces of one coded array, the header first.
-Array = list[Piece]
-
-
-class Source(Protocol):
-    """A tensor that is read when it is needed."""
-
-    entry: Entry
-
-    def read(self, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """Bytes `begin` to `end`, uint8."""
-        ...
 
 
 class Method(Protocol):
@@ -113,8 +100,8 @@ class Codes:
 
 def encode_codes(quantized: Quantized, threads: int) -> Iterator[Array]:
     """The codes, then the scales as the integers of their bits: powers of two are few different ones."""
-    yield codec.encode_pieces(quantized.codes.cpu().numpy(), threads=threads)
-    yield codec.encode_pieces(as_bytes(quantized.scale).view("<u4"))
+    yield encode_pieces(quantized.codes.cpu().numpy(), threads=threads)
+    yield encode_pieces(as_bytes(quantized.scale).view("<u4"))
 
 
 @dataclass(frozen=True)
@@ -142,9 +129,7 @@ class Grid:
         known = self.steps.get(entry.name)
         step = (self.choice if known is None else GridChoice(step=known)).step_for(weight)
         symbols = to_grid(weight, step)
-        return Stored("grid", entry.dtype, entry.shape, step=step), iter(
-            [codec.encode_pieces(symbols, threads=threads)]
-        )
+        return Stored("grid", entry.dtype, entry.shape, step=step), iter([encode_pieces(symbols, threads=threads)])
 
 
 @dataclass(frozen=True)
@@ -166,14 +151,14 @@ class Lossless:
         step = BLOCK_BYTES // width
         for start in range(0, len(planes[0]), step):
             stop = min(len(planes[0]), start + step)
-            block = codec.split_planes(source.read(start * width, stop * width), width, rotate)
+            block = split_planes(source.read(start * width, stop * width), width, rotate)
             for plane, part in zip(planes, block):
                 plane[start:stop] = part
         return Stored("lossless", entry.dtype, entry.shape), self._arrays(planes, threads)
 
     def _arrays(self, planes: list[np.ndarray], threads: int) -> Iterator[Array]:
         while planes:
-            yield codec.encode_pieces(planes.pop(0), threads=threads)
+            yield encode_pieces(planes.pop(0), threads=threads)
 
 
 def parse_method(text: str, loss: float | None = None) -> Method:

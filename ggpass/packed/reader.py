@@ -1,6 +1,8 @@
 """PackedFile: the tensors of a packed file, decoded one at a time or all at once on several threads."""
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -10,13 +12,16 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Quantized
-from ggpass.packed import codec
-from ggpass.packed.checkpoint import DTYPE_BITS
-from ggpass.packed.codec import Decoder, crc32c, run_all
-from ggpass.packed.codec.native import address, library
-from ggpass.packed.dtypes import WEIGHT_DTYPES, as_tensor, planes_of
+from ggpass.packed.boundary import reading
+from ggpass.packed.checkpoint import INDEX_SUFFIX, check_index, find_files
+from ggpass.packed.codec.decoder import Decoder
+from ggpass.packed.codec.native import address, crc32c, library
+from ggpass.packed.codec.planes import merge_tasks
+from ggpass.packed.codec.threads import run_all
+from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_tensor, planes_of
+from ggpass.packed.forked import after_fork
 from ggpass.packed.grid import from_grid
-from ggpass.packed.layout import TensorFile, elements
+from ggpass.packed.layout import TensorFile
 from ggpass.packed.manifest import CHECK_KEY, Manifest, Stored, parse_manifest
 
 Task = Callable[[], None]
@@ -72,7 +77,7 @@ class Payload:
 
     def _check_counts(self) -> None:
         stored = self.stored
-        size = elements(stored.shape)
+        size = math.prod(stored.shape)
         # What follows allocates by the shape; these counts have paid for it in bytes (container.MAX_EXPANSION).
         if stored.kind in ("codes", "grid"):
             if stored.dtype not in WEIGHT_DTYPES or not stored.shape or (stored.kind == "codes" and not size):
@@ -119,7 +124,7 @@ class Payload:
         width, rotate = planes_of(self.stored.dtype)
         planes = np.empty((width, out.size // width), np.uint8)
         decode = [task for plane, into in zip(self.arrays, planes) for task in plane.tasks(into)]
-        return [decode, codec.merge_tasks(planes, rotate, out)]
+        return [decode, merge_tasks(planes, rotate, out)]
 
     def _values(self, where: slice, out: np.ndarray) -> Tensor:
         """The elements `where` of the tensor whose bytes `out` holds."""
@@ -137,7 +142,7 @@ class Payload:
             address(codes),
             codes.size,
             where.start,
-            max(1, elements(self.stored.shape[1:])),
+            max(1, math.prod(self.stored.shape[1:])),
             codebook.data_ptr(),
             address(self.scale),
             self.scale.size,
@@ -162,31 +167,52 @@ class Payload:
 
 
 class PackedFile:
-    """A file that `ggpass pack` or `ggpass.save` wrote.
+    """What `ggpass pack` or `ggpass.save` wrote: one file, or the shards of a directory as one.
 
     Attributes:
-        path: of the file.
+        path: of the file, its index or the directory.
+        files: the open safetensors files.
         manifest: what each tensor is.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file and check its header and manifest.
+        """Open the file or the shards, and check headers and manifests.
+
+        Args:
+            path: a packed file, an index of packed shards, or a directory that holds either.
 
         Raises:
-            FormatError: no packed file, or a damaged one.
+            FormatError: not packed, damaged, or not all there.
         """
-        self._file = TensorFile(path)
-        self.path = self._file.path
-        try:
-            self.manifest: Manifest = parse_manifest(self._file.layout)
-        except FormatError as error:
-            self._file.close()
-            raise FormatError(f"{self.path}: {error}") from error
+        self.path, files, index = Path(path), [Path(path)], dict[str, str]()
+        if self.path.is_dir() or self.path.name.endswith(INDEX_SUFFIX):
+            files, index = find_files(self.path)
+        self._file_of: dict[str, TensorFile] = {}
+        self.manifest, held = Manifest({}), dict[str, str]()
+        with contextlib.ExitStack() as opened:
+            self.files = tuple(opened.enter_context(TensorFile(file)) for file in files)
+            for file in self.files:
+                with reading(file.path):
+                    part = parse_manifest(file.layout)
+                    twice = [name for name in (*part.tensors, *part.aliases) if name in held]
+                    if twice:
+                        raise FormatError(f"{twice[0]} is in {held[twice[0]]} too; name the file that is meant")
+                held |= dict.fromkeys((*part.tensors, *part.aliases), file.path.name)
+                self._file_of |= dict.fromkeys(file.layout.entries, file)
+                for mine, more in zip(self.manifest.__dict__.values(), part.__dict__.values()):
+                    mine |= more
+            check_index(index, held)
+            self._close = opened.pop_all().close
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files, headers included."""
+        return sum(file.size for file in self.files)
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits that change with anything in the file."""
-        return self._file.layout.metadata[CHECK_KEY]
+        """Eight hex digits a file that change with anything in it."""
+        return " ".join(file.layout.metadata[CHECK_KEY] for file in self.files)
 
     def kernel(self, name: str) -> bytes:
         """The bytes of a GPU kernel that the file carries.
@@ -194,7 +220,7 @@ class PackedFile:
         Raises:
             FormatError: damaged; the message names it.
         """
-        data = self._file.read(name)
+        data = self._file_of[name].read(name)
         if crc32c(data) != self.manifest.kernels[name]:
             raise FormatError(f"{self.path}: {name} is damaged (its checksum does not match); fetch the file again")
         return data.tobytes()
@@ -203,6 +229,11 @@ class PackedFile:
     def names(self) -> tuple[str, ...]:
         """Every tensor that comes out, aliases included."""
         return (*self.manifest.tensors, *self.manifest.aliases)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Every tensor that a state_dict holds, aliases included."""
+        return tuple(name for name in self.names if self.stored(name).persistent)
 
     def stored(self, name: str) -> Stored:
         """The manifest's entry of a tensor or of what an alias stands for.
@@ -223,14 +254,15 @@ class PackedFile:
         """
         stored = self.stored(name)
         name = self.manifest.aliases.get(name, name)
-        with naming(self.path, name):
-            return Payload(stored, self._file.view(name))
+        with self._reading(name):
+            return Payload(stored, self._file_of[name].view(name))
 
     def packed_bytes(self, name: str) -> int:
         """Bytes that a tensor takes in the file; 0 for an alias."""
-        entry = self._file.layout.entries.get(name)
-        return entry.end - entry.begin if entry else 0
+        file = self._file_of.get(name)
+        return file.layout.entries[name].end - file.layout.entries[name].begin if file else 0
 
+    @after_fork()
     def read_bytes(self, name: str, *, threads: int = 1) -> np.ndarray:
         """The decoded tensor's bytes, uint8.
 
@@ -239,8 +271,8 @@ class PackedFile:
         """
         payload = self.payload(name)
         stored = payload.stored
-        out = np.empty((elements(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
-        with naming(self.path, name):
+        out = np.empty((math.prod(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
+        with self._reading(name):
             for stage in payload.value_tasks(out):
                 run_all(stage, threads)
         return out
@@ -272,7 +304,7 @@ class PackedFile:
         found: dict[str, Quantized] = {}
         for name, out in names.items():
             payload = self.payload(name)
-            with naming(self.path, name):
+            with self._reading(name):
                 found[name] = self._codes_of(payload, out)
                 stage = payload.codes_tasks(found[name].codes.view(-1).numpy())
             tasks += [functools.partial(self._named, name, task) for task in stage]
@@ -284,12 +316,13 @@ class PackedFile:
         if payload.stored.kind != "codes":
             raise FormatError(f"it is stored as {payload.stored.kind}, not as codes; read it as a tensor")
         rows = payload.stored.rows
-        shape = (rows, elements(payload.stored.shape) // rows)
+        shape = (rows, math.prod(payload.stored.shape) // rows)
         codes = torch.empty(shape, dtype=torch.uint8) if out is None else out
         if tuple(codes.shape) != shape or codes.dtype is not torch.uint8 or not codes.is_contiguous():
             raise FormatError(f"its codes need contiguous uint8 {shape}, not {codes.dtype} {tuple(codes.shape)}")
         return Quantized(codes, torch.from_numpy(payload.scale))
 
+    @after_fork()
     def read_all(self, *, threads: int = 1) -> dict[str, Tensor]:
         """Every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.
 
@@ -304,38 +337,28 @@ class PackedFile:
                 # Planes stand beside their tensor while it is merged, so these come one tensor at a time.
                 tensors[name] = self.read(name, threads=threads)
                 continue
-            out = np.empty((elements(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
+            out = np.empty((math.prod(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
             tensors[name] = as_tensor(out, stored.dtype, stored.shape)
-            with naming(self.path, name):
+            with self._reading(name):
                 (stage,) = payload.value_tasks(out)
             tasks += [functools.partial(self._named, name, task) for task in stage]
         run_all(tasks, threads)
         return {name: tensors[self.manifest.aliases.get(name, name)] for name in self.names}
 
+    def _reading(self, name: str) -> contextlib.AbstractContextManager[None]:
+        name = self.manifest.aliases.get(name, name)
+        return reading(self._file_of[name].path, name)
+
     def _named(self, name: str, task: Task) -> None:
-        with naming(self.path, name):
+        with self._reading(name):
             task()
 
     def close(self) -> None:
         """Give the file back; reading ends."""
-        self._file.close()
+        self._close()
 
     def __enter__(self) -> "PackedFile":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class naming:
-    """Put the file and the tensor in front of a FormatError's message."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FormatError):
-            raise FormatError(f"{self.path}, {self.name}: {error}") from error

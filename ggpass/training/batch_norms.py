@@ -16,7 +16,7 @@ REMEDY = (
 
 
 def explained(reason: str) -> str:
-    """What to do about torch's refusal, where an error is that."""
+    """Return the remedy for torch's refusal, or '' if an error is another."""
     return f"{reason.partition(REFUSAL)[1]}; {REMEDY}" if REFUSAL in reason else ""
 
 

@@ -23,7 +23,7 @@ def training_flags(model: nn.Module) -> tuple[bool, ...]:
 
 
 def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """What besides sizes tells one traced call from another: the structure, dtypes, devices and plain values."""
+    """Return all but sizes that sets one traced call apart: the structure, dtypes, devices and plain values."""
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     return spec, tuple(_kind(leaf) for leaf in leaves)
 
@@ -49,7 +49,7 @@ class TrainingGraph:
     fixed: tuple[str, ...]
 
     def accepts(self, leaves: list[Any]) -> bool:
-        """Whether the trace holds for inputs of these sizes."""
+        """Return True if the trace holds for inputs of these sizes."""
         try:
             self.guards(*leaves)
         except (AssertionError, RuntimeError, IndexError):
@@ -64,7 +64,7 @@ def trace(
     dynamic_shapes: Any = None,
     frozen: bool = False,
 ) -> TrainingGraph:
-    """The graph of a model as it stands, in training mode or not, by torch.export.
+    """Return the graph of a model as it stands, in training mode or not, by torch.export.
 
     Args:
         model: any module.

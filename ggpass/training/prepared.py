@@ -27,14 +27,6 @@ Passes = tuple[Pass | Callable[[Program], Report], ...]
 MOST_TRACES = 16
 
 
-class Attached(Protocol):
-    """What acts beside an optimizer now: the Regularizer of BackSlash, for instance."""
-
-    def bits(self) -> float: ...
-    def status(self) -> str: ...
-    def detach(self) -> None: ...
-
-
 @runtime_checkable
 class Attachable(Protocol):
     """A pass that also acts beside an optimizer."""
@@ -59,26 +51,17 @@ class PreparedModel(nn.Module):
 
     Attributes:
         model: the caller's.
-        report: what the passes did, and which inputs were traced.
+        report: of the passes, and of the inputs that were traced.
         regularizers: those that `attach` made.
         written: whether the passes have run on a training graph.
     """
 
     def __init__(self, model: nn.Module, passes: Passes, dynamic_shapes: Any = None, traced: bool = True) -> None:
         super().__init__()
+        held = {name: getattr(model, name) for name in ("_parameters", "_buffers", "_modules")}
+        options = {"passes": passes, "dynamic_shapes": dynamic_shapes, "traced": traced, "written": False}
         state = self.__dict__
-        state["model"], state["passes"], state["dynamic_shapes"], state["traced"] = (
-            model,
-            passes,
-            dynamic_shapes,
-            traced,
-        )
-        for name in ("_parameters", "_buffers", "_modules"):
-            state[name] = getattr(model, name)
-        state["graphs"] = {}
-        state["regularizers"] = []
-        state["report"] = Report("prepare")
-        state["written"] = False
+        state.update(held, model=model, graphs={}, regularizers=[], report=Report("prepare"), **options)
         # Trainers read the names of a forward's arguments.
         state["forward"] = functools.wraps(model.forward)(functools.partial(PreparedModel._run, self))
 
@@ -147,30 +130,31 @@ class PreparedModel(nn.Module):
         self.regularizers.extend(found)
         return found[0]
 
-    def _attached(self) -> Attached:
+    def _attached(self) -> Any:
         if not self.regularizers:
             raise InputError("no optimizer is attached; call attach(optimizer) first")
-        first: Attached = self.regularizers[0]
-        return first
+        return self.regularizers[0]
 
     def bits(self) -> float:
         """Zero-order entropy of the regularized weights now, in bits a weight."""
-        return self._attached().bits()
+        bits: float = self._attached().bits()
+        return bits
 
     def status(self) -> str:
         """One line for a progress bar."""
-        return self._attached().status()
+        status: str = self._attached().status()
+        return status
 
     # A module like the one it holds.
 
     @property
     def ggpass_report(self) -> Report:
-        """The report, where `ggpass.report` looks for it."""
+        """Return the report, where `ggpass.report` looks for it."""
         return self.report
 
     @property
     def training(self) -> bool:
-        """The model's own flag, whoever set it."""
+        """Return the model's own flag, whoever set it."""
         return bool(self.__dict__["model"].training)
 
     @training.setter
@@ -179,16 +163,16 @@ class PreparedModel(nn.Module):
             self.model.training = mode
 
     def train(self, mode: bool = True) -> "PreparedModel":
-        """The training graphs (True) or the eval graphs (False), and the model's own switch."""
+        """Switch to the training graphs (True) or the eval graphs (False), and the model's own switch."""
         self.model.train(mode)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's."""
+        """Return the model's."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's."""
+        """Return the model's."""
         return self.model.load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -228,7 +212,7 @@ def prepare_model(
     passes: Iterable[Pass | Callable[[Program], Report]],
     dynamic_shapes: Any,
 ) -> PreparedModel:
-    """What `ggpass.prepare` does, its inputs checked: both graphs are traced ahead, so that errors come here."""
+    """`ggpass.prepare`, its inputs checked: both graphs are traced ahead, so that errors come here."""
     if not isinstance(model, nn.Module):
         raise InputError(f"prepare takes a torch.nn.Module, not {type(model).__name__}; pass the model itself")
     if isinstance(args, Mapping):

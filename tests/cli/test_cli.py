@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 import ggpass
 from ggpass import targets
 from ggpass.cli import bench, console, main, models
-from ggpass.cli.inspect import count, size
 from ggpass.errors import GgpassError
 from ggpass.formats import FORMATS
-from ggpass.graph.report import wrap_name
+from ggpass.graph.tables import count, size, wrap_name
 
 
 @dataclass(frozen=True)
@@ -308,7 +307,7 @@ def test_compile_hands_every_option_on(run: Run, tiny_bert: Path, monkeypatch: p
         seen.update(options, dtype=next(model.parameters()).dtype)
         return original(model, **options)
 
-    monkeypatch.setattr(ggpass, "compile", spy)
+    monkeypatch.setattr("ggpass.api.compile", spy)
     ran = run(
         *("compile", tiny_bert, "-t", "rf8-reference", "--only", "encoder*", "--only", "pooler*"),
         *("--skip", "*query*", "--granularity", "tensor", "--scale", "real", "--rounding", "paper"),

@@ -108,7 +108,7 @@ def test_fit_ignores_strides_and_block_size(monkeypatch: pytest.MonkeyPatch) -> 
         base[::3],
     ]
     expected = [fit_moments(view.clone(memory_format=torch.contiguous_format)) for view in views]
-    monkeypatch.setattr(ggd_blocks, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(ggd_blocks, "CPU_BLOCK", 50)
     for view, want in zip(views, expected):
         assert not view.is_contiguous()
         got = fit_moments(view)

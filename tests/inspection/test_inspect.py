@@ -158,7 +158,7 @@ def test_unknown_tensors_and_files_that_change_are_named(tmp_path: Path) -> None
     with pytest.raises(FormatError, match=r"no tensor 'b'; `ggpass inspect` lists"):
         checkpoint.read("b")
     path.unlink()
-    with pytest.raises(FormatError, match=r"a cannot be read from .*m\.safetensors"):
+    with pytest.raises(FormatError, match=r"m\.safetensors, a cannot be read"):
         checkpoint.read("a")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ggpass import FormatError
-from ggpass.packed import codec
 from ggpass.packed.codec import exp_golomb
+from ggpass.packed.codec.decoder import decode
 from ggpass.packed.codec.native import address, library
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*"))
@@ -21,7 +21,7 @@ def test_there_is_a_corpus() -> None:
 def test_corpus_is_refused_or_decoded(path: Path) -> None:
     data = np.frombuffer(path.read_bytes(), np.uint8)
     with pytest.raises(FormatError):
-        codec.decode(data)
+        decode(data)
     for order in (0, 3, 32):
         try:
             numbers, used = exp_golomb.decode(data, min(100, data.size), order)

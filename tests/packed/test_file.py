@@ -16,7 +16,7 @@ from support.real_models import minilm_folder
 from ggpass import FormatError, Scheme, WeightError
 from ggpass.file import PackedFile, pack, unpack
 from ggpass.formats import FORMATS, quantize
-from ggpass.packed import codec
+from ggpass.packed.codec.histogram import histogram
 from ggpass.packed.dtypes import NAMES, TORCH_DTYPES, as_bytes
 from ggpass.packed.grid import GridChoice, coarsest_step, grid_error
 from ggpass.packed.methods import Codes
@@ -212,7 +212,7 @@ def test_minilm_sizes(tmp_path: Path, method: str, payload: float, whole: float)
         if tensor.kind == "plain":
             continue
         symbols = opened.payload(tensor.name).arrays[0].decode()
-        limit = codec.histogram(symbols).entropy * symbols.size / 8 * 1.005 + 1024
+        limit = histogram(symbols).bits * symbols.size / 8 * 1.005 + 1024
         scales = 4 * opened.stored(tensor.name).rows if method != "grid:sigma/8" else 0
         assert tensor.bytes_after <= limit + scales
 

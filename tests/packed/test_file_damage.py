@@ -62,8 +62,8 @@ def test_the_message_names_file_and_tensor(packed: bytes, tmp_path: Path) -> Non
     path = tmp_path / "p.safetensors"
     path.write_bytes(packed)
     with PackedFile(path) as opened:
-        entry = opened._file.layout.entries["b.weight"]
-        at = opened._file.layout.data_at + entry.end - 50
+        entry = opened.files[0].layout.entries["b.weight"]
+        at = opened.files[0].layout.data_at + entry.end - 50
     damaged = bytearray(packed)
     damaged[at] ^= 4
     path.write_bytes(damaged)

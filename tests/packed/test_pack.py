@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.real_models import minilm_folder
+from support.staging import left_in
 
 from ggpass import FormatError, GgpassError
 from ggpass.file import PackedFile, pack, unpack
-from ggpass.packed.writer import Writer, journal_of, part_of
+from ggpass.packed.staging import Staging
+from ggpass.packed.writer import Writer
 
 
 def sharded(folder: Path) -> dict[str, torch.Tensor]:
@@ -124,8 +126,8 @@ def test_a_kill_leaves_the_source_and_no_target_and_is_resumed(tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL
     assert contents(tmp_path / "in") == before
     assert not (tmp_path / "out").exists()
-    staging = part_of(tmp_path / "out")
-    first = staging / "model-00001-of-00002.safetensors"
+    staging = left_in(tmp_path)
+    first = staging / "new" / "model-00001-of-00002.safetensors"
     assert first.exists()  # the first shard is whole and is not packed again
     stamp = first.stat().st_mtime_ns
     pack(tmp_path / "in", tmp_path / "out", "rf8")
@@ -141,7 +143,7 @@ def test_a_killed_file_goes_on_behind_its_last_whole_tensor(tmp_path: Path) -> N
     save_file(tensors, source)
     assert run_packer(source, target, "kill", 4).returncode == -signal.SIGKILL
     assert not target.exists()
-    with journal_of(target).open("ab") as journal:
+    with (left_in(tmp_path) / "work" / "journal").open("ab") as journal:
         journal.write(b'{"name": "w3", "beg')  # cut off in the middle of a line
     seen: list[str] = []
     write = Writer.write
@@ -167,7 +169,7 @@ def test_what_no_longer_fits_is_not_resumed(tmp_path: Path, damage: str) -> None
     assert run_packer(source, target, "kill", 4).returncode == -signal.SIGKILL
     method = "rf8"
     if damage == "part":  # a power cut may leave zeros where data should be
-        with part_of(target).open("r+b") as part:
+        with (left_in(tmp_path) / "work" / "part").open("r+b") as part:
             part.seek(-3000, os.SEEK_END)
             part.write(bytes(100))
     elif damage == "plan":
@@ -204,8 +206,8 @@ def test_a_directory_on_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_two_packs_into_one_file_do_not_mix(tmp_path: Path) -> None:
-    with Writer(tmp_path / "p.safetensors", 64, "plan"), pytest.raises(GgpassError, match="another process"):
-        Writer(tmp_path / "p.safetensors", 64, "plan")
+    with Staging(tmp_path / "p.safetensors", "plan"), pytest.raises(GgpassError, match="another process"):
+        Staging(tmp_path / "p.safetensors", "plan")
 
 
 MEMORY = textwrap.dedent(

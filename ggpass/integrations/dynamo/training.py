@@ -2,7 +2,8 @@
 
 A node marks the weights that the rate acts on. The optimizer that steps them is found at its first step, and its steps
 add the slope, once each: whatever number of graphs, forwards and backwards led to a step. Nothing compiles again when
-λ, ν or α change, and each module of a class has its own.
+λ, ν or α change, and each module of a class has its own. If forwards run inside `step(closure)`, the first step has no
+slope yet: call `BackSlash.attach(model, optimizer)` for it.
 """
 
 import copy
@@ -36,7 +37,7 @@ logger = logging.getLogger("ggpass")
 
 
 def settings_of(train: Any) -> BackSlash:
-    """The BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled where it names no mode.
+    """Return the BackSlash that `options["train"]` asks for; a mapping holds its fields, coupled by default.
 
     Raises:
         InputError: something else, a field that BackSlash does not have, or a mode without nodes.
@@ -60,7 +61,7 @@ def settings_of(train: Any) -> BackSlash:
 
 
 def trains(example_inputs: Sequence[Any]) -> bool:
-    """Whether a graph with these arguments computes gradients of Parameters."""
+    """Return True if a graph with these arguments computes gradients of Parameters."""
     return torch.is_grad_enabled() and any(isinstance(v, nn.Parameter) and v.requires_grad for v in example_inputs)
 
 

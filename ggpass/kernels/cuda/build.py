@@ -1,4 +1,4 @@
-"""The cubin of a variant: from a file that was loaded, from the disk cache, or built into it.
+"""The cubin of a variant: from the disk cache, from a file that was loaded, or built into the cache.
 
 Only building needs TVM and a compiler: what is in the cache serves without, whatever versions built it, as the CPU's
 libraries do. The generator is the caller's: this module knows no TVM.
@@ -45,7 +45,9 @@ def find(
     generate: Generate,
     directory: Path | None = None,
 ) -> Cubin:
-    """Return the cubin of a variant for a device: a loaded file's, a cached one, or one that is built now.
+    """Return the cubin of a variant for a device: a cached one, a loaded file's, or one that is built now.
+
+    A file's kernels serve every model of the process, so that they come behind those that this machine built.
 
     Args:
         capability: of the device.
@@ -54,11 +56,9 @@ def find(
     Raises:
         KernelsUnavailable: none can be had, with the reason and the next action.
     """
-    found = cubin.FROM_FILES.find(variant.name, capability, newest)
-    if found is not None:
-        return found
+    brought = cubin.FROM_FILES.find(variant.name, capability, newest)
     try:
-        return obtain(variant, arch_for(capability), newest, generate=generate, directory=directory)
+        return obtain(variant, arch_for(capability), newest, generate=generate, directory=directory, brought=brought)
     except KernelsUnavailable as error:
         there = cubin.FROM_FILES.archs()
         also = f"; loaded files carry other kernels, for {', '.join(there)}" if there else ""
@@ -72,8 +72,12 @@ def obtain(
     *,
     generate: Generate,
     directory: Path | None = None,
+    brought: Cubin | None = None,
 ) -> Cubin:
-    """The cubin of a variant for an architecture, from the disk cache or built into it.
+    """Return the cubin of a variant for an architecture, from the disk cache or built into it.
+
+    Args:
+        brought: the one of a loaded file, taken instead of building.
 
     Raises:
         KernelsUnavailable: it is not there and cannot be built.
@@ -81,16 +85,16 @@ def obtain(
     parse(arch)
     directory = cache.default_directory() if directory is None else directory
     if variant.name.startswith("triton_"):
-        return _obtain_triton(variant, arch, newest, directory)
+        return _obtain_triton(variant, arch, newest, directory, brought)
     stem = f"cuda-{arch}-{variant.name}-{key()}"
     tvm = cache.version_of("apache-tvm")
     try:
         built_by = compiler.find(newest)
     except KernelsUnavailable as error:
-        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", str(error))
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", str(error), brought)
     if tvm is None:
         reason = "apache-tvm is not installed to build it; run `pip install 'ggpass[tvm]'`"
-        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason)
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason, brought)
     path = directory / f"{stem}-tvm{tvm}-{built_by.label}.cubin"
 
     def build(to: Path) -> None:
@@ -99,16 +103,16 @@ def obtain(
         head = (variant.name, arch, made.entry, made.parameters, built_by.label, interface(), compiled.log)
         to.write_bytes(Cubin(*head, compiled.cubin).to_bytes())
 
-    return _read(cache.obtain(path, build))
+    return _kept_or_built(path, build, brought)
 
 
-def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path) -> Cubin:
+def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path, brought: Cubin | None) -> Cubin:
     """The cubin of a kernel of Triton's, which brings its own compiler."""
     stem = f"cuda-{arch}-{variant.name}-{cache.key_of('triton', [*sorted(_TRITON.glob('*.py')), *described()])}"
     version = cache.version_of("triton")
     if version is None:
         reason = "triton is not installed to build it; run `pip install triton`"
-        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason)
+        return _cached(directory, stem, newest, f"kernel {variant.name} for {arch}", reason, brought)
 
     def build(to: Path) -> None:
         try:
@@ -121,12 +125,16 @@ def _obtain_triton(variant: Any, arch: str, newest: int | None, directory: Path)
         head = (variant.name, made.arch, made.entry, made.parameters, label, interface(), made.log)
         to.write_bytes(Cubin(*head, made.cubin).to_bytes())
 
-    built = _read(cache.obtain(directory / f"{stem}-triton{version}.cubin", build))
+    built = _kept_or_built(directory / f"{stem}-triton{version}.cubin", build, brought)
     if newest is not None and built.cuda > newest:
         raise KernelsUnavailable(
             f"triton {version} builds for CUDA {built.cuda} and the driver takes {newest}; update the driver"
         )
     return built
+
+
+def _kept_or_built(path: Path, build: Callable[[Path], None], brought: Cubin | None) -> Cubin:
+    return brought if brought is not None and not cache.whole(path) else _read(cache.obtain(path, build))
 
 
 def _read(path: Path) -> Cubin:
@@ -136,13 +144,15 @@ def _read(path: Path) -> Cubin:
         raise KernelsUnavailable(f"cannot read {path} ({error}); delete the file to build it anew") from error
 
 
-def _cached(directory: Path, stem: str, newest: int | None, what: str, reason: str) -> Cubin:
-    """What any version of TVM and of a compiler built, where this process cannot build."""
+def _cached(directory: Path, stem: str, newest: int | None, what: str, reason: str, brought: Cubin | None) -> Cubin:
+    """What any version of TVM and of a compiler built, or a file brought: this process cannot build."""
     for path in sorted(directory.glob(f"{stem}-*.cubin"), reverse=True):
         if cache.whole(path):
             built = _read(path)
             if newest is None or built.cuda <= newest:
                 return built
+    if brought is not None:
+        return brought
     raise KernelsUnavailable(f"{what} is not in {directory}, and {reason}; or load a file that carries it")
 
 

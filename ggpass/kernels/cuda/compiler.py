@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ggpass.errors import KernelsUnavailable
 
@@ -51,34 +51,7 @@ class Compiled:
     log: str
 
 
-class Compiler(Protocol):
-    """Something that makes cubins."""
-
-    @property
-    def label(self) -> str:
-        """Name and version, as in "nvcc13.0.88": part of the key of what it built."""
-        ...
-
-    @property
-    def major(self) -> int:
-        """Its CUDA release, which the driver must have too."""
-        ...
-
-    def compile(self, source: str, arch: str, name: str) -> Compiled:
-        """The cubin of a source without includes.
-
-        Args:
-            source: CUDA C.
-            arch: as "sm_90" or "sm_90a".
-            name: for messages and temporary files.
-
-        Raises:
-            KernelsUnavailable: the compiler refused; the message holds its words.
-        """
-        ...
-
-
-def find(newest: int | None = None) -> Compiler:
+def find(newest: int | None = None) -> Nvcc | Nvrtc:
     """nvcc, or else nvrtc.
 
     Args:
@@ -104,7 +77,7 @@ def find(newest: int | None = None) -> Compiler:
     )
 
 
-def _compilers() -> Iterator[Compiler]:
+def _compilers() -> Iterator[Nvcc | Nvrtc]:
     for path in _nvcc_paths():
         found = nvcc_at(path)
         if found is not None:
@@ -148,13 +121,25 @@ class Nvcc:
 
     @property
     def label(self) -> str:
+        """Name and version, as in "nvcc13.0.88": part of the key of what it built."""
         return f"nvcc{self.version}"
 
     @property
     def major(self) -> int:
+        """Its CUDA release, which the driver must have too."""
         return int(self.version.partition(".")[0])
 
     def compile(self, source: str, arch: str, name: str) -> Compiled:
+        """Return the cubin of a source without includes.
+
+        Args:
+            source: CUDA C.
+            arch: as "sm_90" or "sm_90a".
+            name: for messages and temporary files.
+
+        Raises:
+            KernelsUnavailable: the compiler refused; the message holds its words.
+        """
         with tempfile.TemporaryDirectory(prefix="ggpass-nvcc-") as folder:
             text, cubin = Path(folder) / f"{name}.cu", Path(folder) / f"{name}.cubin"
             text.write_text(source, encoding="utf-8")
@@ -181,11 +166,12 @@ def nvcc_at(path: str) -> Nvcc | None:
 
 
 class Nvrtc:
-    """The compiler as a library.
+    """The compiler as a library, with the members of `Nvcc`.
 
     Attributes:
         path: of the library.
         version: as "13.0".
+        major: its CUDA release.
     """
 
     def __init__(self, library: ctypes.CDLL, path: str) -> None:

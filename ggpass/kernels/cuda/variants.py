@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from ggpass.kernels.cuda import geometry
 from ggpass.kernels.cuda.geometry import (
@@ -29,23 +29,6 @@ class Launch:
     grid: tuple[int, int, int]
     block: int
     shared: int
-
-
-class Variant(Protocol):
-    """One kernel: its name is its entry point and, with an architecture, its key in the cache."""
-
-    @property
-    def family(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def decoder(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-
-    def launch(self, m: int, n: int, k: int) -> Launch:
-        """The launch for m rows of x, or ids, and (n, k) codes."""
-        ...
 
 
 def table_bytes(decoder: str) -> int:
@@ -263,6 +246,10 @@ class Rows:
         blocks = ceil_div(units, geometry.ROW_PARTS * geometry.ROW_THREADS)
         return Launch((blocks, panels, 1), geometry.ROW_THREADS, max(4, table_bytes(self.decoder)))
 
+
+#: One kernel: its name is its entry point and, with an architecture, its key in the cache; `launch(m, n, k)` is for m
+#: rows of x, or ids, and (n, k) codes.
+Variant = Small | Gemm | Triton | Rows
 
 #: Blocking of `Small` by the rows of x in a pass: tiles of 8 rows of codes, warps, stages.
 _SMALL = {8: (2, 8, 4), 16: (4, 8, 3), 32: (4, 4, 3), 64: (4, 4, 2)}

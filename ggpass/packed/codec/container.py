@@ -37,6 +37,9 @@ METHODS = ("raw", "constant", "rans", "exp-golomb")
 #: Part of a container as it is written; a view where copying would cost memory for nothing.
 Piece = bytes | memoryview
 
+#: The pieces of one container, the header first.
+Array = list[Piece]
+
 _HEADER = struct.Struct("<4sBBBBQIIQ")
 _CHECK = struct.Struct("<I")
 #: What opens a rans table, the number of its symbols, and the patches of a chunk, their number.

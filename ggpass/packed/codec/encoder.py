@@ -23,9 +23,10 @@ from typing import Literal
 import numpy as np
 
 from ggpass.errors import FormatError
+from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec import container, exp_golomb
 from ggpass.packed.codec.container import CONSTANT, EXP_GOLOMB, MAX_CHUNK, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Piece
-from ggpass.packed.codec.histogram import Histogram, histogram
+from ggpass.packed.codec.histogram import histogram
 from ggpass.packed.codec.model import Model, fit
 from ggpass.packed.codec.native import address, check, integer_type, library
 from ggpass.packed.codec.threads import run_all
@@ -133,15 +134,16 @@ def _encode_exp_golomb(
         raise FormatError(f"exp-Golomb maps symbols 'signed' or 'ranked', not {mapping!r}")
     ranked = mapping == "ranked"
     numbers: Callable[[np.ndarray], np.ndarray] = exp_golomb.signed_map
-    distinct, table = exp_golomb.signed_map(counted.values), b""
+    values, counts = counted.values.numpy(), counted.counts.numpy()
+    distinct, table = exp_golomb.signed_map(values), b""
     if ranked:
-        ranks = exp_golomb.rank_order(counted)
+        ranks = exp_golomb.rank_order(values, counts)
         rank_of = np.empty(len(ranks), np.uint64)
-        rank_of[np.searchsorted(counted.values, ranks)] = np.arange(len(ranks), dtype=np.uint64)
-        numbers = lambda block: rank_of[np.searchsorted(counted.values, block.astype(np.int64))]  # noqa: E731
+        rank_of[np.searchsorted(values, ranks)] = np.arange(len(ranks), dtype=np.uint64)
+        numbers = lambda block: rank_of[np.searchsorted(values, block.astype(np.int64))]  # noqa: E731
         distinct, table = rank_of, exp_golomb.pack_numbers(exp_golomb.signed_map(ranks))
         table = struct.pack("<I", len(ranks)) + table
-    k = exp_golomb.best_order(distinct, counted.counts) if order is None else order
+    k = exp_golomb.best_order(distinct, counts) if order is None else order
     if not 0 <= k <= exp_golomb.MAX_ORDER:
         raise FormatError(f"an exp-Golomb order lies in 0…{exp_golomb.MAX_ORDER}, not {k}")
     tasks = [
@@ -253,6 +255,6 @@ def _encode_rans(flat: np.ndarray, counted: Histogram, model: Model, threads: in
         + exp_golomb.pack_numbers(gaps)
         + exp_golomb.pack_numbers(model.frequencies.astype(np.uint64) - np.uint64(1))
     )
-    chunk = chunk_symbols(counted.entropy)
+    chunk = chunk_symbols(counted.bits)
     parts = run_all([functools.partial(encode_block, b) for b in _blocks(flat, chunk)], threads)
     return container.write(RANS, flat.dtype, flat.size, chunk, parameter=model.bits, table=table, parts=parts)

@@ -8,7 +8,6 @@ and `ranked`, the most frequent symbol first, as BackSlash does it, which stores
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.packed.codec.histogram import Histogram
 from ggpass.packed.codec.native import address, check, library
 
 MAX_ORDER = 32
@@ -29,9 +28,9 @@ def signed_unmap(n: np.ndarray) -> np.ndarray:
     return np.where(n & np.uint64(1), half, -half)
 
 
-def rank_order(histogram: Histogram) -> np.ndarray:
-    """values by falling count, ties by rising magnitude, then the positive one: rank 0 is the most frequent."""
-    return histogram.values[np.lexsort((-histogram.values, np.abs(histogram.values), -histogram.counts))]
+def rank_order(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the values by falling count, ties by rising magnitude, then the positive one: rank 0 is most frequent."""
+    return values[np.lexsort((-values, np.abs(values), -counts))]
 
 
 def lengths(n: np.ndarray, order: int) -> np.ndarray:
@@ -62,21 +61,6 @@ def best_order(n: np.ndarray, counts: np.ndarray | None = None) -> int:
     if counts is None:
         return min(orders, key=lambda k: total_bits(n, k))
     return min(orders, key=lambda k: float((lengths(n, k) * counts).sum()))
-
-
-def best_order_of_gg(alpha: float, nu: float, step: float) -> int:
-    """k = argmin_k E[bits_k(signed(q))], q = round(x / step), x of density ∝ exp(−(|x| / alpha)^nu).
-
-    What a decoder-side model gives without looking at the data. The density is summed at the grid points, which for
-    the steps in use differs from the integral over cells by less than any order changes the length.
-    """
-    if not (alpha > 0 and nu > 0 and step > 0):
-        raise FormatError(f"a generalized Gaussian needs alpha, nu and step above 0, not {alpha}, {nu}, {step}")
-    reach = alpha * 40.0 ** (1 / nu)  # beyond it exp(−40)
-    q = np.unique(np.round(np.geomspace(1, max(2.0, min(reach / step, 2.0**40)), 4096))).astype(np.int64)
-    weight = np.diff(np.append(q, q[-1] + 1)) * np.exp(-((q * step / alpha) ** nu))  # one point stands for its gap
-    numbers = np.concatenate([[0], signed_map(q), signed_map(-q)])
-    return best_order(numbers, np.concatenate([[1.0], weight, weight]))
 
 
 def encode(n: np.ndarray, order: int) -> bytes:

@@ -1,9 +1,9 @@
-"""How often each symbol occurs, exactly, for symbols of any range; and the entropy that follows."""
-
-from dataclasses import dataclass
+"""counts[v] = #{i : symbols[i] = v}, exactly, for integers of any range; counted by native code."""
 
 import numpy as np
+import torch
 
+from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec.native import address, integer_type, library
 
 #: Distinct values counted by one pass over the array; what lies outside this window is sorted instead.
@@ -11,32 +11,6 @@ WINDOW = 1 << 16
 
 #: Symbols looked at to place the window.
 SAMPLE = 4096
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """counts[i] symbols equal values[i].
-
-    Attributes:
-        values: (A,) int64, ascending, distinct.
-        counts: (A,) int64, each at least 1.
-    """
-
-    values: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def total(self) -> int:
-        """The number of symbols."""
-        return int(self.counts.sum())
-
-    @property
-    def entropy(self) -> float:
-        """H = −Σ p log2 p, bits a symbol; 0 for no symbols."""
-        if not len(self.counts):
-            return 0.0
-        p = self.counts / self.counts.sum()
-        return float(-(p * np.log2(p)).sum()) + 0.0
 
 
 def _count_window(symbols: np.ndarray, low: int, size: int) -> tuple[np.ndarray, int]:
@@ -60,13 +34,13 @@ def histogram(symbols: np.ndarray) -> Histogram:
     """
     symbols = symbols.reshape(-1)
     if symbols.size == 0:
-        return Histogram(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return _histogram(np.zeros(0, np.int64), np.zeros(0, np.int64))
     if symbols.dtype.itemsize == 1:
         counts, _ = _count_window(symbols.view(np.uint8), 0, 256)
         values = np.arange(256, dtype=np.uint8).view(symbols.dtype).astype(np.int64)
         order = np.argsort(values)
         values, counts = values[order], counts[order]
-        return Histogram(values[counts > 0], counts[counts > 0])
+        return _histogram(values[counts > 0], counts[counts > 0])
     middle = int(np.median(symbols[:: max(1, symbols.size // SAMPLE)]))
     info = np.iinfo(symbols.dtype)
     low = max(int(info.min), middle - WINDOW // 2)
@@ -81,4 +55,8 @@ def histogram(symbols: np.ndarray) -> Histogram:
         values, counts = np.concatenate([values, more]), np.concatenate([counts, often])
         order = np.argsort(values)
         values, counts = values[order], counts[order]
-    return Histogram(values, counts)
+    return _histogram(values, counts)
+
+
+def _histogram(values: np.ndarray, counts: np.ndarray) -> Histogram:
+    return Histogram(torch.from_numpy(values), torch.from_numpy(counts))

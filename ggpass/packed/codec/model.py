@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec import exp_golomb
-from ggpass.packed.codec.histogram import Histogram
 
 #: log2 of the table sizes tried. 2^12 slots decode fastest (one look-up in 16 KB); larger ones serve low entropies
 #: with long tails and large alphabets.
@@ -89,15 +89,16 @@ def _cut(counts: np.ndarray, patch_bits: np.ndarray, slots: int) -> int:
 
 def fit(histogram: Histogram) -> Model:
     """The model of least expected size; the histogram holds at least two values."""
-    order = np.argsort(-histogram.counts, kind="stable")
-    counts, values = histogram.counts[order], histogram.values[order]
+    all_values, all_counts = histogram.values.numpy(), histogram.counts.numpy()
+    order = np.argsort(-all_counts, kind="stable")
+    counts, values = all_counts[order], all_values[order]
     numbers = exp_golomb.signed_map(values)
     patch_bits = exp_golomb.lengths(numbers, exp_golomb.best_order(numbers[len(numbers) // 2 :]))
     best: Model | None = None
     for bits in TABLE_BITS:
         cut = _cut(counts, patch_bits, 1 << bits)
         kept = np.sort(order[:cut])
-        weights = histogram.counts[kept]
+        weights = all_counts[kept]
         left = int(counts[cut:].sum())
         weights[np.argmax(weights)] += left
         frequencies = normalize(weights, 1 << bits)
@@ -105,7 +106,7 @@ def fit(histogram: Histogram) -> Model:
         if left:
             cost += float((counts * patch_bits)[cut:].sum()) + left * (np.log2(counts.sum() / left) + 2)
         if best is None or cost * SLACK < best.cost:
-            best = Model(bits, histogram.values[kept], frequencies, left, cost)
+            best = Model(bits, all_values[kept], frequencies, left, cost)
     if best is None:
         raise ValueError("TABLE_BITS is empty")
     return best

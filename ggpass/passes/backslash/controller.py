@@ -63,7 +63,7 @@ class Controller:
         return not abs(bits - self.target) <= TOLERANCE * self.target
 
     def planned(self, step: int) -> float:
-        """The bits that the plan wants at a step."""
+        """Return the bits that the plan wants at a step."""
         done = min(1.0, (step - self.start_step) / max(1, self.ramp))
         return float(self.start_bits ** (1 - done) * self.target**done)
 

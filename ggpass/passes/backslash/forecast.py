@@ -47,7 +47,7 @@ class Forecast:
 
     @property
     def largest(self) -> float:
-        """The λ that would bring half of the weights that count as bits (|q| ≥ 1) to zero; 0 where it acts on none."""
+        """Return the λ that would bring half of the weights that count as bits (|q| ≥ 1) to zero; 0 if it acts on none."""
         acts = (self.shrinkage > 0) & (self.sample.abs() > self.step / 2)
         return (self.sample[acts].abs() / self.shrinkage[acts]).median().item() if bool(acts.any()) else 0.0
 
@@ -71,7 +71,7 @@ def sample_of(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def forecast(weights: Sequence[Tensor], slopes: Sequence[Slope], steps: Sequence[float]) -> Forecast:
-    """The forecast for a λ of 1, whose steps together shrink each weight by its slope.
+    """Return the forecast for a λ of 1, whose steps together shrink each weight by its slope.
 
     Args:
         weights: floating; every rank that holds a part of one must call this.

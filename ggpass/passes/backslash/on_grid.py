@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ggpass.errors import InputError
+from ggpass.ggd.grid import on_grid
 from ggpass.passes.backslash.sharded import local_part
 
 
@@ -40,7 +41,7 @@ class ExactWeights:
                 here = local_part(weight.detach())
                 kept = local_part(self.tensors[name]).to(here.device)
                 # Written by others since: θ there is of weights that are gone.
-                here.copy_(torch.where(here == _on_grid(kept, step).to(here.dtype), kept.to(here.dtype), here))
+                here.copy_(torch.where(here == on_grid(kept, step).to(here.dtype), kept.to(here.dtype), here))
 
     @torch.no_grad()
     def round_(self, weights: Iterable[tuple[str, nn.Parameter, float]]) -> None:
@@ -54,7 +55,7 @@ class ExactWeights:
                 self.tensors[name] = weight.detach().clone()
             here, kept = local_part(weight.detach()), local_part(self.tensors[name])
             kept.copy_(here)
-            here.copy_(_on_grid(here, step))
+            here.copy_(on_grid(here, step))
 
     def load(self, tensors: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]) -> None:
         """Continue with θ that were saved.
@@ -72,9 +73,3 @@ class ExactWeights:
             name: tensor.detach().clone().to(device=weights[name].device, dtype=weights[name].dtype)
             for name, tensor in tensors.items()
         }
-
-
-def _on_grid(weight: Tensor, step: float) -> Tensor:
-    """Δ·round(w/Δ) in the weight's dtype, computed in float32, or float64 where the weight is."""
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-    return wide.div_(step).round_().mul_(step).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""What a step of an optimizer shows from outside: learning rates, closures, gradient scales, what AMP skipped."""
+"""Facts of an optimizer's step, seen from outside: learning rates, closures, gradient scales, steps that AMP skips."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def learning_rates(optimizers: Iterable[Optimizer], weights: Sequence[nn.Paramet
 
 
 def skipped(optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler found infinities, so that this step changes nothing; asked in a step's hook.
+    """Return True if a gradient scaler found infinities, so that this step changes nothing; asked in a step's hook.
 
     A GradScaler does not call `step()` of most optimizers then, and no hook runs. A fused one it calls all the same,
     with `found_inf` set while the call lasts: its kernel does nothing, and the hooks run. Reading it waits for the
@@ -37,19 +37,19 @@ def gradient_scale(optimizer: Optimizer) -> float:
 
 
 def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether `step(closure)` was called: its gradients come to be inside the step. `args` are those of a hook."""
+    """Return True if `step(closure)` was called: its gradients come to be inside the step. `args` are those of a hook."""
     return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
 
 
 def after_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]
+    args: tuple[Any, ...], kwargs: dict[str, Any], callback: Callable[[], None]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `step(closure)` with a closure that also acts, once its gradients are there, at every call."""
+    """Return the arguments of `step(closure)` with a closure that also calls back, once its gradients are there."""
     inner = kwargs["closure"] if "closure" in kwargs else args[1]
 
     def closure() -> Any:
         loss = inner()
-        act()
+        callback()
         return loss
 
     return (args, {**kwargs, "closure": closure}) if "closure" in kwargs else ((args[0], closure, *args[2:]), kwargs)

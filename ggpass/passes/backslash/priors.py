@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ggpass.ggd.moments import Moments
 from ggpass.passes.backslash.settings import RateSettings
-from ggpass.passes.backslash.statistics import Moments, moments, scale_of, shape_of
+from ggpass.passes.backslash.statistics import moments
 
 #: A weight of its tensor's deviation σ moves by at most this share of σ in one proximal step, whatever λ is.
 LARGEST_SHARE = 0.25
@@ -60,17 +61,15 @@ class Priors:
     @staticmethod
     def _fitted(found: Moments, settings: RateSettings) -> tuple[Tensor, Tensor]:
         """ν ≤ ν_max and α of each tensor by its own moments, or as they are given."""
-        ratio = found.ratio
-        shape = shape_of(ratio) if settings.shape is None else torch.full_like(ratio, settings.shape)
-        shape = shape.clamp(max=settings.shape_max) if settings.shape is None else shape
-        scale = scale_of(shape, found.second) if settings.scale is None else torch.full_like(ratio, settings.scale)
+        ones = torch.ones_like(found.first)
+        shape = found.shape.clamp(max=settings.shape_max) if settings.shape is None else ones * settings.shape
+        scale = found.scale(shape) if settings.scale is None else ones * settings.scale
         return shape, scale
 
     @staticmethod
     def _paper(found: Moments) -> tuple[Tensor, Tensor]:
         """One ν for all weights, and the α that makes ν/(α^ν ln 2) the paper's ν/N: α = (N/ln 2)^(1/ν)."""
-        pooled = found.pooled()
-        shape = shape_of(pooled.ratio).expand_as(found.first)
+        shape = found.pooled().shape.expand_as(found.first)
         return shape, (found.counts.sum() / math.log(2)) ** (1 / shape)
 
     def log_slope(self, index: int) -> float:
@@ -79,7 +78,7 @@ class Priors:
         return -math.inf if math.isnan(scale) else math.log(shape / math.log(2)) - shape * math.log(scale)
 
     def log_largest_factor(self, index: int, epsilon: float) -> float:
-        """The ln τ at which a weight of size σ moves by LARGEST_SHARE·σ; −∞ before the first fit."""
+        """Return the ln τ at which a weight of size σ moves by LARGEST_SHARE·σ; −∞ before the first fit."""
         deviation = self.deviations[index]
         if math.isnan(deviation):
             return -math.inf

@@ -134,12 +134,12 @@ def _round_at_random(wide: Tensor, dtype: torch.dtype, generator: torch.Generato
 
 
 def _wide(block: Tensor) -> Tensor:
-    """The block itself, or its copy in float32 where it is narrower."""
+    """Return the block itself, or its copy in float32 if it is narrower."""
     return block.float() if block.dtype in DROPPED_BITS else block
 
 
 def _batches(targets: Sequence[Tensor], weights: Sequence[Tensor], slopes: Sequence[Slope]) -> Iterator[_Batch]:
-    """The blocks of all tensors that have a slope, packed into batches of one device, dtype and kind of slope."""
+    """Return the blocks of all tensors that have a slope, packed into batches of one device, dtype and kind of slope."""
     open_batches: dict[tuple[torch.device, torch.dtype, bool], _Batch] = {}
     for target, weight, slope in zip(targets, weights, slopes):
         if slope.log_factor == -math.inf:

@@ -11,7 +11,8 @@ from ggpass.errors import InputError, WeightError
 from ggpass.passes.backslash.controller import Controller, solve
 from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.forecast import forecast
-from ggpass.passes.backslash.grid import GridHistogram, histogram
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.grids import Grids
 from ggpass.passes.backslash.diagnostics import Diagnostics
 from ggpass.passes.backslash.proximal import Slope, add_slope_, shrink_
@@ -42,7 +43,7 @@ class Rate:
     def __init__(
         self, names: Sequence[str], counts: Sequence[int], settings: RateSettings, target: float | None
     ) -> None:
-        """As it is ahead of the first step.
+        """Start ahead of the first step.
 
         Args:
             names: of the weights, in the order in which they are handed in.
@@ -64,7 +65,7 @@ class Rate:
         self._fitted_at = -1
 
     def in_tail(self, steps: int) -> bool:
-        """Whether the step that comes is of the fine-tune tail, without a rate."""
+        """Return True if the step that comes is of the fine-tune tail, without a rate."""
         return self.settings.schedule.in_tail(steps, self.settings.total_steps)
 
     def factor(self, steps: int) -> float:
@@ -100,12 +101,12 @@ class Rate:
         return self.log_slope(index) + _log(rate * self.strength * self.factor(steps))
 
     def bounded_factor(self, index: int, steps: int, rate: float) -> float:
-        """The same, held to what moves a weight by a share of its tensor's deviation."""
+        """Return the same, held to a factor that moves a weight by a share of its tensor's deviation."""
         largest = self.priors.log_largest_factor(index, self.epsilon(index))
         return min(self.log_factor(index, steps, rate), largest)
 
     def join_gradients(self, steps: int, weights: Numbered, log_scale: float) -> None:
-        """The coupled modes: g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ), once a step.
+        """g ← g + e^log_scale·λ·m·ρ'(|θ|)·sign(θ), in the coupled modes.
 
         Args:
             steps: done so far.
@@ -148,7 +149,7 @@ class Rate:
     # Fits, bits and λ.
 
     def due(self, steps: int) -> bool:
-        """Whether the weights are to be fitted at the step that comes."""
+        """Return True if the weights are to be fitted at the step that comes."""
         if steps == self._fitted_at:
             return False
         return steps % self.settings.interval == 0 or self.settings.mode == "paper-coupled"
@@ -176,7 +177,7 @@ class Rate:
     def _choose_strength(
         self, controller: Controller, bits: float, steps: int, weights: Sequence[nn.Parameter], rates: Rates
     ) -> float:
-        """The λ that is forecast to take the bits where the plan wants them at the next measurement."""
+        """Return the λ that is forecast to take the bits where the plan wants them at the next measurement."""
         interval, total = self.settings.interval, self.settings.total_steps
         if total is not None:
             interval = min(interval, max(1, total - steps))
@@ -206,15 +207,15 @@ class Rate:
         if not self.in_tail(steps):
             self.diagnostics.bits_ahead_of_tail = counted.bits
 
-    def _count(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
+    def _count(self, weights: Sequence[nn.Parameter]) -> Histogram:
         try:
             return self._histogram(weights)
         except WeightError:  # since the last fit the optimizer's step has brought NaN or infinity
             self._warn_of_broken(self.priors.find_broken(weights))
             return self._histogram(weights)
 
-    def _histogram(self, weights: Sequence[nn.Parameter]) -> GridHistogram:
-        """The symbols of all usable weights, each on its grid."""
+    def _histogram(self, weights: Sequence[nn.Parameter]) -> Histogram:
+        """Return the symbols of all usable weights, each on its grid."""
         usable = [index for index in range(len(weights)) if index not in self.priors.broken]
         return histogram([weights[i] for i in usable], [self.grids.steps[i] for i in usable])
 

@@ -13,15 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
-from ggpass.passes.backslash.attached import (
-    check_parameters,
-    check_still_there,
-    enter,
-    leave,
-    warnings_at_attach,
-)
+from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
 from ggpass.passes.backslash.priors import Priors
-from ggpass.passes.backslash.grid import GridHistogram, histogram
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.backslash.grid import histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
 from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
@@ -157,7 +152,7 @@ class Regularizer:
 
     @property
     def coupled(self) -> bool:
-        """Whether the slope joins the gradient, ahead of the optimizer's step."""
+        """Return True if the slope joins the gradient, ahead of the optimizer's step."""
         return "coupled" in self.settings.mode
 
     @torch.no_grad()
@@ -218,7 +213,7 @@ class Regularizer:
             self._warn(message)
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
-        """Whether this optimizer's steps are the ones that are counted."""
+        """Return True if this optimizer's steps are the ones that are counted."""
         return not self.optimizers or optimizer is self.optimizers[0]
 
     def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
@@ -254,8 +249,8 @@ class Regularizer:
         """λ in force, before the schedule's factor."""
         return self._rate.strength
 
-    def histogram(self) -> GridHistogram:
-        """The symbols of all regularized weights on their grids, counted now.
+    def histogram(self) -> Histogram:
+        """Return the symbols of all regularized weights on their grids, counted now.
 
         Raises:
             WeightError: NaN or infinity in a weight.

@@ -53,7 +53,7 @@ class Schedule:
             )
 
     def ramp_ends(self, total_steps: int | None) -> bool:
-        """Whether the ramp, counted from the first step, is over when the tail begins; so it is without a tail."""
+        """Return True if the ramp, counted from the first step, is over when the tail begins; so it is without a tail."""
         tail = self.steps(self.tail, total_steps)
         return not tail or total_steps is None or self.steps(self.ramp, total_steps) + tail <= total_steps
 
@@ -70,11 +70,11 @@ class Schedule:
         return min(1.0, (step + 1) / (warm_up + 1))
 
     def in_tail(self, step: int, total_steps: int | None) -> bool:
-        """Whether `step` belongs to the fine-tune tail."""
+        """Return True if `step` belongs to the fine-tune tail."""
         return total_steps is not None and step >= total_steps - self.steps(self.tail, total_steps)
 
     def on_grid_after(self, step: int, total_steps: int | None) -> bool:
-        """Whether the model is on the grid once `step` is done; the last step of all ends there."""
+        """Return True if the model is on the grid once `step` is done; the last step of all ends there."""
         return (
             total_steps is not None
             and step + 1 >= total_steps - self.steps(self.on_grid, total_steps)

@@ -124,19 +124,19 @@ class RateSettings:
 
     @property
     def has_target(self) -> bool:
-        """Whether λ follows a target."""
+        """Return True if λ follows a target."""
         return self.strength is None
 
     @property
     def slope_epsilon(self) -> float:
-        """The ε in force."""
+        """Return the ε in force."""
         if self.epsilon is not None:
             return self.epsilon
         return 1.0 if self.mode == "paper-code" else self.step
 
     @property
     def is_paper(self) -> bool:
-        """Whether the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
+        """Return True if the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
         return self.mode.startswith("paper")
 
 

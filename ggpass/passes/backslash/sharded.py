@@ -13,7 +13,7 @@ Shards = tuple[Any, tuple[int, ...]]
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; asked without loading torch.distributed.tensor where nobody else has."""
+    """Return True if a tensor is a DTensor; asked without loading torch.distributed.tensor where nobody else has."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -41,7 +41,7 @@ def grouped(tensors: Sequence[Tensor]) -> dict[Shards | None, list[int]]:
 
 
 def reduce_(values: Tensor, shards: Shards) -> Tensor:
-    """The sum of `values` over the ranks that hold the shards."""
+    """Return the sum of `values` over the ranks that hold the shards."""
     import torch.distributed as dist
 
     mesh, dimensions = shards
@@ -65,7 +65,7 @@ def offset_of(tensor: Tensor) -> int:
 
 
 def gather(values: Tensor, shards: Shards) -> Tensor:
-    """The 1-D tensors of all ranks that hold the shards, of any lengths, one after the other."""
+    """Return the 1-D tensors of all ranks that hold the shards, of any lengths, one after the other."""
     import torch.distributed as dist
 
     mesh, dimensions = shards

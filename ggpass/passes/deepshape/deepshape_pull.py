@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ggpass.errors import FormatError, WeightError
-from ggpass.ggd import GGD, fit_moments
-from ggpass.passes.deepshape import FLOATS, reason_by_name
-from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program
-from ggpass.passes.deepshape.pull import PullState, pull_node, states_of
-from ggpass.passes.deepshape.rows import std_to_scale
-from ggpass.passes.deepshape.specification import MIN_ELEMENTS, MIN_SHAPE
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
 from ggpass.graph.edges import insert_on_weight_edges
-from ggpass.graph.weights import Weight, check_patterns
+from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
+from ggpass.graph.weights import Weight, as_patterns
+from ggpass.passes.deepshape.pull import PullState, pull_node, states_of
+from ggpass.passes.deepshape.weights import reason_of_shape, reason_without_fit
 
 
 @dataclass(frozen=True)
@@ -70,67 +69,44 @@ class DeepShapePull:
         if not (isinstance(self.every, int) and self.every >= 1):
             raise FormatError(f"every is a number of forwards, 1 or more, not {self.every!r}")
         for name in ("only", "skip"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))
 
     def __call__(self, program: Program) -> Report:
         report = Report("DeepShapePull")
-        weights = [w for w in program.tensors() if isinstance(w.tensor, nn.Parameter)]
-        names: dict[int, list[str]] = {}
-        for name, parameter in program.graph_module.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        all_names = {id(w.tensor): tuple(names.get(id(w.tensor), w.names)) for w in weights}
-        known = [name for w in weights if w.tensor.dim() >= 2 for name in all_names[id(w.tensor)]]
-        check_patterns(known, only=self.only, skip=self.skip)
         chosen = []
-        for weight in weights:
-            name = all_names[id(weight.tensor)][0]
-            found = self._state_or_reason(all_names[id(weight.tensor)], weight.tensor)
+        for weight in program.weights(only=self.only, skip=self.skip, report=report):
+            found = self._state_or_reason(weight)
             if isinstance(found, str):
-                report.skips.append(Skip(name, found, matrix=weight.tensor.dim() >= 2))
+                report.skips.append(Skip(weight.name, found))
             else:
                 chosen.append(weight.name)
                 what = f"pulled to ν {found.values[1]:.3g}, α {found.values[2]:.3g} from now on"
-                report.changes.append(Change(" = ".join(all_names[id(weight.tensor)]), what))
+                report.changes.append(Change(weight.title, what))
         insert_on_weight_edges(program, chosen, self._make_node)
         return report
 
-    def _state_or_reason(self, names: tuple[str, ...], weight: Tensor) -> PullState | str:
-        """The weight's state, made where it has none yet; or why it is not pulled."""
-        if weight.dim() < 2:
-            return f"{weight.dim()}-D (bias, norm): stays as it is"
-        if not weight.requires_grad:
+    def _state_or_reason(self, weight: Weight) -> PullState | str:
+        """The weight's state, made if it has none yet; or the reason why it is not pulled."""
+        tensor = weight.tensor
+        if not tensor.requires_grad:
             return "is frozen (requires_grad is False)"
-        if weight.dtype not in FLOATS:
-            return f"is {str(weight.dtype).removeprefix('torch.')}, not a float weight"
-        reason = reason_by_name(names, self.only, self.skip)
-        if reason:
-            return reason
-        states = states_of(weight)
+        states = states_of(tensor)
         if self not in states:
-            target = self._target(names[0], weight.detach())
+            target = self._target(weight.name, tensor.detach())
             if isinstance(target, str):
                 return target
-            states[self] = PullState.of(weight, self.strength, target, self.every)
+            states[self] = PullState.of(tensor, self.strength, target, self.every)
         return states[self]
 
     def _target(self, name: str, weight: Tensor) -> GGD | str:
-        """The distribution to pull to, or why there is none."""
-        if weight.numel() < MIN_ELEMENTS:
-            return f"has {weight.numel()} weights, too few to fit (least {MIN_ELEMENTS})"
-        low, high = (float(bound) for bound in weight.aminmax())
-        if not math.isfinite(high - low):
-            raise WeightError(f"weight {name!r} holds NaN or infinity; repair it, or skip=[{name!r}]")
-        if low == high:
-            return "all of its weights are " + ("zero" if low == 0 else "equal")
+        """The distribution to pull to, or the reason why there is none."""
+        reason = reason_without_fit(name, weight, weight.numel())
+        if reason:
+            return reason
         fit = fit_moments(weight)
-        if fit.shape < MIN_SHAPE:
-            return f"its ν of {fit.shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape"
         shape = self.shape_ratio * fit.shape
-        if self.mode == "paper":
-            return GGD(shape, self.scale_ratio * fit.scale)
-        std, nu = (torch.tensor(v, dtype=torch.float64) for v in (fit.std, shape))
-        return GGD(shape, float(std_to_scale(std, nu)))
+        target = GGD(shape, self.scale_ratio * fit.scale) if self.mode == "paper" else GGD.of_std(shape, fit.std)
+        return reason_of_shape(fit.shape) or target
 
     def _make_node(self, program: Program, source: fx.Node, weight: Weight) -> fx.Node:
         state = states_of(weight.tensor)[self]

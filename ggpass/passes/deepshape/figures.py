@@ -1,38 +1,32 @@
 """Σ(w' − w)² / Σw², ν, σ and bits of each reshaped weight, before and after."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
-from ggpass.ggd import GGD, fit_moments
-from ggpass.passes.deepshape.histogram import Histogram, count
-
-#: Elements whose squares are summed at a time.
-BLOCK_ELEMENTS = 1 << 20
+from ggpass.ggd.blocks import blocks
+from ggpass.ggd.density import GGD
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import Histogram
+from ggpass.passes.deepshape.histogram import count
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """What became of one weight.
+class Sums:
+    """What is summed over a weight w that became w', or over several.
 
     Attributes:
-        name, size: of the weight.
-        before, after: its moment fits.
-        bits_before, bits_after: zero-order entropy of round(w / Δ), in bits a weight.
+        size: of the weights.
         energy: Σw².
         error: Σ(w' − w)².
         product: Σ w·w'.
         moved: how many weights were remapped; the others are rarer values.
     """
 
-    name: str
     size: int
-    before: GGD
-    after: GGD
-    bits_before: float
-    bits_after: float
     energy: float
     error: float
     product: float
@@ -40,18 +34,40 @@ class Shaped:
 
     @property
     def change(self) -> float:
-        """Σ(w' − w)² / Σw²."""
-        return self.error / self.energy
+        """Σ(w' − w)² / Σw²; NaN for no weights."""
+        return self.error / self.energy if self.energy else math.nan
 
     @property
     def change_of_scale(self) -> float:
         """(1 − b)² with b = Σw·w' / Σw²: the part of `change` that multiplying all weights by b makes."""
-        return (1 - self.product / self.energy) ** 2
+        return (1 - self.product / self.energy) ** 2 if self.energy else math.nan
+
+    @property
+    def moved_share(self) -> float:
+        """The share of the weights that were remapped; NaN for no weights."""
+        return self.moved / self.size if self.size else math.nan
 
 
 @dataclass(frozen=True)
-class Reshaped:
-    """What became of all weights; the sums behave like those of one `Shaped`.
+class Shaped(Sums):
+    """What became of one weight.
+
+    Attributes:
+        name: of the weight.
+        before, after: its moment fits.
+        bits_before, bits_after: zero-order entropy of round(w / Δ), in bits a weight.
+    """
+
+    name: str
+    before: GGD
+    after: GGD
+    bits_before: float
+    bits_after: float
+
+
+@dataclass(frozen=True)
+class Reshaped(Sums):
+    """What became of all weights.
 
     Attributes:
         shaped: the reshaped weights.
@@ -64,31 +80,18 @@ class Reshaped:
     pooled_before: float
     pooled_after: float
 
-    @property
-    def size(self) -> int:
-        """Elements that were reshaped, values that stay included."""
-        return sum(s.size for s in self.shaped)
+    @classmethod
+    def of(
+        cls, shaped: Sequence[Shaped], skipped: Sequence[tuple[str, str]], pooled: Sequence[Histogram]
+    ) -> "Reshaped":
+        """Sum over the weights; `pooled` are the histograms of all before and after, none without a weight."""
+        sums: dict[str, Any] = {each.name: sum(getattr(s, each.name) for s in shaped) for each in fields(Sums)}
+        before, after = (h.bits for h in pooled) if pooled else (math.nan, math.nan)
+        return cls(**sums, shaped=tuple(shaped), skipped=tuple(skipped), pooled_before=before, pooled_after=after)
 
     def mean(self, what: Callable[[Shaped], float]) -> float:
-        """Σ size·what / Σ size; NaN where nothing was reshaped."""
+        """Σ size·what / Σ size; NaN if nothing was reshaped."""
         return sum(s.size * what(s) for s in self.shaped) / self.size if self.shaped else math.nan
-
-    @property
-    def change(self) -> float:
-        """ΣΣ(w' − w)² / ΣΣw² over all reshaped weights."""
-        return sum(s.error for s in self.shaped) / sum(s.energy for s in self.shaped) if self.shaped else math.nan
-
-    @property
-    def change_of_scale(self) -> float:
-        """(1 − b)², b = ΣΣw·w' / ΣΣw²."""
-        if not self.shaped:
-            return math.nan
-        return (1 - sum(s.product for s in self.shaped) / sum(s.energy for s in self.shaped)) ** 2
-
-    @property
-    def moved_share(self) -> float:
-        """The share of the reshaped weights' values that were remapped; the others are rare."""
-        return sum(s.moved for s in self.shaped) / self.size if self.shaped else math.nan
 
 
 def measure(name: str, old: Tensor, new: Tensor, moved: int, step: float) -> tuple[Shaped, list[Histogram]]:
@@ -101,25 +104,14 @@ def measure(name: str, old: Tensor, new: Tensor, moved: int, step: float) -> tup
         step: Δ.
     """
     energy = error = product = 0.0
-    for a, b in zip(old.reshape(-1).split(BLOCK_ELEMENTS), new.reshape(-1).split(BLOCK_ELEMENTS)):
+    for a, b in zip(blocks(old.contiguous()), blocks(new.contiguous())):
         a, b = a.double(), b.double()
         energy += float(a.square().sum())
         error += float((b - a).square().sum())
         product += float((a * b).sum())
     before, after = (count(w.reshape(1, -1), step) for w in (old, new))
-    shaped = Shaped(
-        name,
-        old.numel(),
-        before=fit_moments(old),
-        after=fit_moments(new),
-        bits_before=float(before.entropy()),
-        bits_after=float(after.entropy()),
-        energy=energy,
-        error=error,
-        product=product,
-        moved=moved,
-    )
-    return shaped, [before, after]
+    sums, fits = (old.numel(), energy, error, product, moved), (fit_moments(old), fit_moments(new))
+    return Shaped(*sums, name, *fits, before.bits, after.bits), [before, after]
 
 
 def in_words(shaped: Shaped) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ggpass.ggd import GGD
+from ggpass.ggd.density import GGD
 
 #: Above so many weights their quantiles are interpolated between these numbers of exact ones.
 EXACT_QUANTILES = 1 << 14

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.passes.deepshape.histogram import BLOCK_ELEMENTS, Histogram, cells
-from ggpass.passes.deepshape.rows import fit_rows, quantile
+from ggpass.ggd.grid import Histogram, on_grid, symbols_of
+from ggpass.ggd.moments import Moments
+from ggpass.ggd.quantile import quantile
+from ggpass.passes.deepshape.histogram import BLOCK_ELEMENTS
 
 #: A row needs this many elements: the moment fit's ν is good to about a fifth then.
 MIN_ELEMENTS = 32
@@ -64,26 +66,26 @@ class Specification:
     """The map of each row, by cell: T(w) = low(v) + f·(high(v) − low(v)) for a weight in cell v at f of its width.
 
     Attributes:
-        histogram: whose cells these are.
+        step: Δ.
+        lowest: the symbol of the first cell.
         low, high: (R, C) float64, T at the two ends of each occupied cell, in the units of the weights.
         stays: (R, C) bool, cells whose weights are left alone; all of a row that has no fit.
-        shape, scale: (R,) float64, ν and α of the fits; NaN for a row that has none.
+        shape: (R,) float64, ν of the fits; NaN for a row that has none.
     """
 
-    histogram: Histogram
+    step: float
+    lowest: int
     low: Tensor
     high: Tensor
     stays: Tensor
     shape: Tensor
-    scale: Tensor
 
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """T(w) float64, not yet on the grid, and whether w moves; (R, m) like `block`."""
-        step = self.histogram.step
         block = block.cpu().double()
-        cell = cells(block, step)
-        fraction = (block / step - cell + 0.5).clamp_(0.0, 1.0)
-        at = cell - self.histogram.lowest
+        cell = symbols_of(block, self.step)
+        fraction = (block / self.step - cell + 0.5).clamp_(0.0, 1.0)
+        at = cell.long() - self.lowest
         return torch.lerp(self.low.gather(1, at), self.high.gather(1, at), fraction), ~self.stays.gather(1, at)
 
 
@@ -100,31 +102,29 @@ def specify(histogram: Histogram, shaping: Shaping, total: int) -> Specification
     MIN_STEPS·Δ, which such a grid would flatten, or a ν below MIN_SHAPE.
 
     Args:
-        histogram: one row for each population.
+        histogram: one row for each population, as `count` returns it for the shaping's step.
         shaping: the ratios and `rare`.
         total: the elements of all weights that are reshaped together, which `rare` refers to.
     """
-    first, second = histogram.moments()
-    counts = histogram.counts
-    fitted = (second.sqrt() >= MIN_STEPS * histogram.step) & ((counts > 0).sum(dim=1) > 1)
-    shape = torch.full_like(first, torch.nan)
-    scale = shape.clone()
-    shape[fitted], scale[fitted] = fit_rows(first[fitted], second[fitted])
+    counts, totals, step = histogram.counts, histogram.counts.sum(dim=1).double(), shaping.step
+    values, share = histogram.values.double() * step, counts.double() / totals[:, None]
+    found = Moments(share @ values.abs(), share @ values.square(), totals)
+    fitted = (found.second.sqrt() >= MIN_STEPS * step) & ((counts > 0).sum(dim=1) > 1)
+    shape = torch.where(fitted, found.shape, torch.nan)
     fitted &= shape >= MIN_SHAPE
-    threshold = shaping.rare * histogram.totals.double() / total
-    stays = (counts < threshold[:, None]) | ~fitted[:, None]
+    stays = (counts < shaping.rare * totals[:, None] / total) | ~fitted[:, None]
     moves = (counts > 0) & ~stays
     row = moves.nonzero()[:, 0]
-    inside, below, n = counts[moves].double(), histogram.below[moves].double(), histogram.totals[row].double()
-    target = (shaping.shape_ratio * shape[row], shaping.scale_ratio * scale[row])
+    inside, below, n = counts[moves].double(), (counts.cumsum(dim=1) - counts)[moves].double(), totals[row]
+    nu, alpha = shaping.shape_ratio * shape[row], shaping.scale_ratio * found.scale(shape)[row]
     low = torch.zeros_like(counts, dtype=torch.float64)
     high = low.clone()
-    low[moves] = ends = quantile((below + 0.5) / n, *target)
+    low[moves] = ends = quantile(nu, alpha, (below + 0.5) / n)
     several = inside > 1
     ends = ends.clone()
-    ends[several] = quantile(((below + inside - 0.5) / n)[several], *(t[several] for t in target))
+    ends[several] = quantile(nu[several], alpha[several], ((below + inside - 0.5) / n)[several])
     high[moves] = ends
-    return Specification(histogram, low, high, stays, shape, scale)
+    return Specification(step, int(histogram.values[0]), low, high, stays, shape)
 
 
 def respecify(rows: Tensor, specification: Specification, compensated: bool) -> tuple[Tensor, int]:
@@ -142,22 +142,18 @@ def respecify(rows: Tensor, specification: Specification, compensated: bool) -> 
     Returns:
         w', (R, n), the dtype and device of `rows`; and how many of them moved.
     """
-    step = specification.histogram.step
+    step = specification.step
     blocks = rows.split(max(1, BLOCK_ELEMENTS // len(rows)), dim=1)
     factor = refined = torch.ones(len(rows), 1, dtype=torch.float64)
     if compensated:
         factor = _energy_ratio(blocks, specification, lambda target: target)
-        refined = _energy_ratio(blocks, specification, lambda target: _to_grid(factor * target, step))
+        refined = _energy_ratio(blocks, specification, lambda target: on_grid(factor * target, step))
     new, moved = torch.empty_like(rows), 0
     for block, out in zip(blocks, new.split(blocks[0].shape[1], dim=1)):
         target, moves = specification(block)
-        out.copy_(torch.where(moves, refined * _to_grid(factor * target, step), block.cpu().double()))
+        out.copy_(torch.where(moves, refined * on_grid(factor * target, step), block.cpu().double()))
         moved += int(moves.sum())
     return new, moved
-
-
-def _to_grid(values: Tensor, step: float) -> Tensor:
-    return (values / step).round_() * step
 
 
 def _energy_ratio(

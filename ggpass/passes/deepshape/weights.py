@@ -1,5 +1,6 @@
 """w → w' for the weights of a model, one at a time: what is reshaped, and what stays and why."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import WeightError
-from ggpass.ggd import fit_moments
+from ggpass.ggd.fit import fit_moments
+from ggpass.ggd.grid import Histogram
 from ggpass.passes.deepshape.figures import Reshaped, Shaped, measure
-from ggpass.passes.deepshape.histogram import Histogram, count
+from ggpass.passes.deepshape.histogram import count, join
 from ggpass.passes.deepshape.specification import (
     MIN_ELEMENTS,
     MIN_SHAPE,
@@ -81,13 +83,12 @@ def reshape(
         if moved:
             measured, histograms = measure(source.name, weight, new, moved, shaping.step)
             shaped.append(measured)
-            pooled = [a.plus(b) for a, b in zip(pooled, histograms)] or histograms
+            pooled = [join(a, b) for a, b in zip(pooled, histograms)] or histograms
             write(source, new)
         else:
             skipped.append((source.name, _reason_nothing_moved(weight, shared, shaping)))
         progress(source)
-    before, after = (float(h.entropy()) for h in pooled) if pooled else (math.nan, math.nan)
-    return Reshaped(tuple(shaped), tuple(skipped), before, after)
+    return Reshaped.of(shaped, skipped, pooled)
 
 
 def _as_row(weight: Tensor) -> Tensor:
@@ -96,13 +97,7 @@ def _as_row(weight: Tensor) -> Tensor:
 
 def _all(sources: Sequence[Source], step: float) -> Histogram:
     """The histogram of all weights together."""
-    whole = None
-    for source in sources:
-        one = count(_as_row(source.read().detach()), step)
-        whole = one if whole is None else whole.plus(one)
-    if whole is None:
-        raise ValueError("no weights: nothing has a histogram")
-    return whole
+    return functools.reduce(join, (count(_as_row(source.read().detach()), step) for source in sources))
 
 
 def _reason_to_keep(source: Source, shaping: Shaping) -> str:
@@ -113,29 +108,49 @@ def _reason_to_keep(source: Source, shaping: Shaping) -> str:
     """
     weight = source.read().detach()
     size = weight.numel()
-    if not size:
-        return "is empty"
-    low, high = (float(bound) for bound in weight.aminmax())
-    if not math.isfinite(high - low):
-        raise WeightError(f"weight {source.name!r} holds NaN or infinity; repair it, or skip=[{source.name!r}]")
-    if low == high:
-        return "all of its weights are " + ("zero" if low == 0 else "equal")
-    if shaping.granularity == "channel":
+    if size and shaping.granularity == "channel":
         size //= weight.shape[1 if source.transposed else 0]
-    if size < MIN_ELEMENTS:
-        where = " in a channel" if shaping.granularity == "channel" else ""
-        return f"has {size} weights{where}, too few to fit (least {MIN_ELEMENTS})"
+    reason = reason_without_fit(source.name, weight, size, " in a channel" if shaping.granularity == "channel" else "")
+    if reason:
+        return reason
     deviation = fit_moments(weight).std
     if deviation < MIN_STEPS * shaping.step:
         return f"its σ of {deviation:.2g} is below {MIN_STEPS:g} steps of {shaping.step:.3g}; choose a smaller step"
     return ""
 
 
+def reason_without_fit(name: str, weight: Tensor, size: int, where: str = "") -> str:
+    """Return the reason why a weight has no fit to go by (empty, constant, too small), or ''.
+
+    Args:
+        name: of the weight.
+        weight: its values, floating.
+        size: the elements that are fitted together.
+        where: they lie, for the reason.
+
+    Raises:
+        WeightError: NaN or infinity in it.
+    """
+    if not weight.numel():
+        return "is empty"
+    low, high = (float(bound) for bound in weight.aminmax())
+    if not math.isfinite(high - low):
+        raise WeightError(f"weight {name!r} holds NaN or infinity; repair it, or skip=[{name!r}]")
+    if low == high:
+        return "all of its weights are " + ("zero" if low == 0 else "equal")
+    return f"has {size} weights{where}, too few to fit (least {MIN_ELEMENTS})" if size < MIN_ELEMENTS else ""
+
+
+def reason_of_shape(shape: float) -> str:
+    """Return the reason why a weight of this ν is left alone, or ''."""
+    return f"its ν of {shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape" if shape < MIN_SHAPE else ""
+
+
 def _reason_nothing_moved(weight: Tensor, shared: Specification | None, shaping: Shaping) -> str:
     if shared is not None and not float(shared.shape) >= MIN_SHAPE:
         return f"all weights together have a ν below {MIN_SHAPE:g}: reshape each by itself"
-    if shaping.granularity == "tensor" and fit_moments(weight).shape < MIN_SHAPE:
-        return f"its ν of {fit_moments(weight).shape:.2g} is below {MIN_SHAPE:g}: outliers more than a shape"
+    if shaping.granularity == "tensor" and (reason := reason_of_shape(fit_moments(weight).shape)):
+        return reason
     if shaping.granularity == "channel":
         return f"none of its channels moves: each has a ν below {MIN_SHAPE:g}, too small a σ, or rare values alone"
     return f"each of its values is rarer than rare={shaping.rare:g} allows; lower rare"

@@ -1,55 +1,49 @@
 """GGInit: first values from generalized Gaussians, at the scale that operator, fan and activation ask for."""
 
+import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ggpass.errors import InputError, WeightError
-from ggpass.passes.gg_init.draw import draw, rms
+from ggpass.ggd.density import GGD
+from ggpass.ggd.moments import moments
 from ggpass.passes.gg_init.read_graph import read_graph
 from ggpass.passes.gg_init.read_modules import read_modules
-from ggpass.passes.gg_init.reading import Group, Reading, Use
+from ggpass.passes.gg_init.candidate import Candidate, Group, Use
 from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
 from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
-from ggpass.graph.weights import Weight, matches
+from ggpass.graph.weights import Selection, as_patterns, check_patterns, matches
 from ggpass.lowering.modules import first_lowered
 from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program, owner_of
+from ggpass.graph.program import Program
 
 Shape = float | str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One weight as it is: its deciding use and its σ, √(mean of squares) without an embedding's padding row."""
-
-    reading: Reading
-    use: Use
-    std: float
-
-
-@dataclass(frozen=True)
 class Planned:
-    """One weight as it will be drawn.
+    """One weight as it is, and as it will be drawn.
 
     Attributes:
-        reading: the weight, its names and its uses.
+        candidate: the weight, its names and its uses.
         use: the one that sets the scale.
-        before, std: σ now and afterwards.
+        before, std: σ now, √(mean of squares) without an embedding's padding row, and afterwards.
         ratio: σ over that of its siblings, which the model's own initializer chose and the drawing keeps; 1 for most.
         shape: ν.
-        source: where ν comes from, in words; empty where the caller gave one number.
+        source: of ν, in words; empty if the caller gave one number.
     """
 
-    reading: Reading
+    candidate: Candidate
     use: Use
     before: float
-    std: float
-    ratio: float
-    shape: float
-    source: str
+    std: float = math.nan
+    ratio: float = 1.0
+    shape: float = math.nan
+    source: str = ""
 
     def words(self) -> str:
         """Operator, ξ and why, n, ν, σ before → after."""
@@ -77,7 +71,8 @@ class GGInit:
     5. Each weight has a generator of its own, from the seed and the first of its sorted names: neither order nor
        other weights matter, tied weights are one weight, and a module and its Program get the same values.
     6. On a Program new Parameters take the old ones' place, ties and `requires_grad` kept, so that the traced model
-       stays as it was; in a training graph, and with `inplace`, the Parameters themselves are written to.
+       stays as it was. In a training graph, and with `inplace` as `ggpass.init_` has it, the Parameters themselves are
+       written to, so that an optimizer that holds them goes on with them.
 
     Attributes:
         shape: ν as a number, `{pattern: ν}` (the first pattern that matches counts), `auto`, or `like:FILE`.
@@ -99,6 +94,8 @@ class GGInit:
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise InputError(f"seed is an int, not {self.seed!r}")
+        for name in ("only", "skip"):
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))
         if is_like(self.shape):
             like = CheckpointShapes.read(str(self.shape).removeprefix("like:"))
             object.__setattr__(self, "_like", like)
@@ -129,145 +126,143 @@ class GGInit:
                 f"module {lowered!r} is lowered, and its codes have no first values; init_ the float model, then "
                 "lower it"
             )
-        readings = read_modules(model)
+        candidates = read_modules(model)
         if program is not None:
-            readings = _joined(readings, read_graph(program))
-        report = self._run(readings, None)
+            candidates = _joined(candidates, read_graph(program))
+        report = self._run(candidates, None)
         if program is None:
             report.notes.append(f"{why}: ξ = 1 for every weight, whatever activation follows it")
         return report
 
-    def _run(self, readings: list[Reading], program: Program | None) -> Report:
+    def _run(self, candidates: list[Candidate], program: Program | None) -> Report:
         report = Report("GGInit")
-        self._check_patterns(readings)
-        for plan in self.plan(readings, report.skips):
+        names = (name for candidate in candidates if candidate.weight.is_matrix for name in candidate.names)
+        known = names if program is None else program.matrix_names()
+        by_pattern = self.shape if isinstance(self.shape, Mapping) else ()
+        check_patterns(known, only=self.only, skip=self.skip, shape=by_pattern)
+        for plan in self.plan(candidates, report.skips):
             self._write(plan, program)
-            report.changes.append(Change(" = ".join(plan.reading.names), plan.words()))
+            report.changes.append(Change(" = ".join(plan.candidate.names), plan.words()))
         return report
 
-    def plan(self, readings: Iterable[Reading], skips: list[Skip]) -> list[Planned]:
+    def plan(self, candidates: Iterable[Candidate], skips: list[Skip]) -> list[Planned]:
         """What each weight will be drawn with; reasons of the others go to `skips`."""
-        measured: list[Measured] = []
-        drawn: list[Measured] = []
-        for reading in readings:
-            reason = reading.reason or self._reason_to_skip(reading)
-            measure = _measure(reading)
+        measured: list[Planned] = []
+        drawn: list[Planned] = []
+        for candidate in candidates:
+            reason = self._reason_to_keep(candidate)
+            measure = _measure(candidate)
             measured += [measure] if measure is not None else []
             if not reason and measure is None:
-                if not bool(reading.tensor.isfinite().all()):
+                if not bool(candidate.tensor.isfinite().all()):
                     raise WeightError(
-                        f"weight {reading.name!r} holds NaN or infinity, and GGInit reads off what is there; "
-                        f"run the model's own initializer first, or leave it out with skip=[{reading.name!r}]"
+                        f"weight {candidate.name!r} holds NaN or infinity, and GGInit reads off what is there; "
+                        f"run the model's own initializer first, or leave it out with skip=[{candidate.name!r}]"
                     )
                 reason = "all zero: the model starts it there (a residual branch, LoRA's B), and it stays"
             if reason:
-                skips.append(Skip(reading.name, reason, matrix=reading.tensor.dim() >= 2))
+                skips.append(Skip(candidate.name, reason, matrix=candidate.weight.is_matrix))
             elif measure is not None:
                 drawn.append(measure)
         # Siblings are what the model has, whether or not only= and skip= leave them alone.
         ratios = _ratios(measured)
-        return [self._planned(m, ratios.get(m.reading.name, 1.0)) for m in drawn]
+        return [self._completed(plan, ratios.get(plan.candidate.name, 1.0)) for plan in drawn]
 
-    def _planned(self, measured: Measured, ratio: float) -> Planned:
-        reading, use, before = measured.reading, measured.use, measured.std
-        shape, source = self._shape_of(reading, use)
-        std = ratio * use.variance**0.5
-        if use.group is Group.EMBEDDING:
-            std = shortest(before, error_of_std(reading.tensor.numel()))
-        return Planned(reading, use, before, std, ratio, shape, source)
+    def _completed(self, plan: Planned, ratio: float) -> Planned:
+        shape, source = self._shape_of(plan.candidate, plan.use)
+        std = ratio * plan.use.variance**0.5
+        if plan.use.group is Group.EMBEDDING:
+            std = shortest(plan.before, error_of_std(plan.candidate.tensor.numel()))
+        return replace(plan, std=std, ratio=ratio, shape=shape, source=source)
 
-    def _shape_of(self, reading: Reading, use: Use) -> tuple[float, str]:
+    def _shape_of(self, candidate: Candidate, use: Use) -> tuple[float, str]:
         if self._like is not None:
-            return self._like.shape_of(reading.names, use.group)
+            return self._like.shape_of(candidate.names, use.group)
         if isinstance(self.shape, Mapping):
             for pattern, value in self.shape.items():
-                if any(matches(name, pattern) for name in reading.names):
+                if any(matches(name, pattern) for name in candidate.names):
                     return float(value), f"shape[{pattern!r}]"
             return AUTO_SHAPES[use.group], "no pattern matches: auto"
         if self.shape == "auto":
             return AUTO_SHAPES[use.group], "auto"
         return float(self.shape), ""
 
-    def _reason_to_skip(self, reading: Reading) -> str:
-        for pattern in self.skip:
-            if any(matches(name, pattern) for name in reading.names):
-                return f"matches skip={pattern!r}"
-        if self.only and not any(matches(name, pattern) for name in reading.names for pattern in self.only):
-            return "matches none of only=" + ", ".join(map(repr, self.only))
-        tensor = reading.tensor
+    def _reason_to_keep(self, candidate: Candidate) -> str:
+        """Return the reason why a weight is not drawn, or ''.
+
+        Raises:
+            WeightError: it cannot be drawn, and nothing says to leave it alone.
+        """
+        weight, tensor = candidate.weight, candidate.tensor
+        reason = candidate.reason or Selection(self.only, self.skip).reason(weight.names)
+        if reason:
+            return reason
         if tensor.device.type == "meta":
             raise WeightError(
-                f"weight {reading.name!r} is on the meta device and has no memory to write to; "
+                f"weight {candidate.name!r} is on the meta device and has no memory to write to; "
                 "call model.to_empty(device=…), run the model's own initializer, and then init_"
             )
         if hasattr(tensor, "device_mesh"):  # a DTensor
-            raise WeightError(f"weight {reading.name!r} is sharded; call init_ before fully_shard")
+            raise WeightError(f"weight {candidate.name!r} is sharded; call init_ before fully_shard")
         if not tensor.requires_grad:
             return "frozen (requires_grad=False): its values are part of the model"
-        if tensor.numel() == 0:
-            return "is empty"
-        return ""
-
-    def _check_patterns(self, readings: list[Reading]) -> None:
-        """Raise WeightError where a pattern selects no weight: a typo would go unseen."""
-        known = [name for reading in readings if reading.tensor.dim() >= 2 for name in reading.names]
-        options = {"only": self.only, "skip": self.skip, "shape": self.shape if isinstance(self.shape, Mapping) else ()}
-        for option, patterns in options.items():
-            for pattern in patterns:
-                if not any(matches(name, pattern) for name in known):
-                    some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
-                    raise WeightError(f"{option}: {pattern!r} matches no weight of the model; its weights are {some}")
+        return weight.reason_of_kind()
 
     def _write(self, plan: Planned, program: Program | None) -> None:
-        old = plan.reading.tensor
-        values = draw(old.shape, plan.std, plan.shape, self.seed, plan.reading.name).to(old.device, old.dtype)
+        candidate = plan.candidate
+        old = candidate.tensor
+        values = draw(old.shape, plan.shape, plan.std, self.seed, candidate.name).to(old.device, old.dtype)
         if plan.use.padding is not None:
             values[plan.use.padding] = old.detach()[plan.use.padding]
-        if program is not None and program.training:
-            program.replace(Weight(plan.reading.names, old), values)
+        if program is not None and not self.inplace:
+            program.replace(candidate.weight, values, requires_grad=old.requires_grad)
             return
         with torch.no_grad():
-            if program is None or self.inplace:
-                old.copy_(values)
-                return
-        parameter = nn.Parameter(values, requires_grad=old.requires_grad)
-        for name in plan.reading.names:
-            module, leaf = owner_of(program.graph_module, name)
-            module._parameters[leaf] = parameter
+            old.copy_(values)
 
 
-def _joined(modules: list[Reading], graph: list[Reading]) -> list[Reading]:
-    """What the graph knows of each weight of a module; what the module itself knows where the graph has no rule."""
-    traced = {id(reading.tensor): reading for reading in graph}
+def draw(size: torch.Size, shape: float, std: float, seed: int, name: str) -> Tensor:
+    """w ~ GGD(ν, α = σ·√(Γ(1/ν)/Γ(3/ν))): float32 on the CPU, the same on every machine whatever the weight is on.
+
+    The generator is seeded by SHA-256 of seed and name: module order and other weights do not matter.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return GGD.of_std(shape, std).sample(size, generator=generator)
+
+
+def _joined(modules: list[Candidate], graph: list[Candidate]) -> list[Candidate]:
+    """What the graph knows of each weight of a module; what the module itself knows if the graph has no rule."""
+    traced = {id(candidate.tensor): candidate for candidate in graph}
     joined = []
     for known in modules:
         found = traced.get(id(known.tensor))
         if found is not None and (found.uses or not known.uses):
-            joined.append(replace(found, names=known.names))
+            joined.append(found)
         else:
-            why = found.reason if found is not None else "the example inputs do not reach it"
+            why = found.reason if found is not None else "the graph does not use it"
             joined.append(replace(known, uses=tuple(replace(use, why=why) for use in known.uses)))
     return joined
 
 
-def _measure(reading: Reading) -> Measured | None:
-    """A weight's use and its σ as it is; None where it has no use, no values, only zeros, or NaN or infinity."""
-    tensor = reading.tensor.detach()
-    if not reading.uses or tensor.numel() == 0 or tensor.device.type == "meta":
+def _measure(candidate: Candidate) -> Planned | None:
+    """A weight's use and its σ as it is; None if it has no use, no values, only zeros, or NaN or infinity."""
+    tensor = candidate.tensor.detach()
+    if not candidate.uses or tensor.device.type == "meta":
         return None
-    use = reading.decide()
+    use = candidate.decide()
     if use.padding is not None:
         tensor = torch.cat([tensor[: use.padding], tensor[use.padding + 1 :]])
-    std = rms(tensor)
-    return Measured(reading, use, std) if 0 < std < float("inf") else None
+    found = moments([tensor])
+    return Planned(candidate, use, math.sqrt(found.second.item())) if found.usable else None
 
 
-def _ratios(measured: list[Measured]) -> dict[str, float]:
+def _ratios(measured: list[Planned]) -> dict[str, float]:
     """The ratios to keep, found among the weights of each kind of operator."""
     found: dict[str, float] = {}
     for group in (Group.LINEAR, Group.CONV):
         siblings = [
-            Sibling(m.reading.name, m.std, m.reading.tensor.numel(), *m.use.declared, m.use.variance**0.5)
+            Sibling(m.candidate.name, m.before, m.candidate.tensor.numel(), *m.use.declared, m.use.variance**0.5)
             for m in measured
             if m.use.group is group
         ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ggpass.passes.gg_init.gain import gain_of, is_linear, points
-from ggpass.passes.gg_init.element_places import KEEPERS, MOVERS, POINTWISE, packet_of
+from ggpass.passes.gg_init.operator_names import KEEPERS, MOVERS, POINTWISE, name_of
 from ggpass.graph.program import Program
 
 aten = torch.ops.aten
@@ -71,7 +71,7 @@ _PLAIN = ("add", "sub", "mul", "div")
 def _describe(value: _Value, end: fx.Node) -> Activation:
     words = [w for w in dict.fromkeys(value.words) if w not in _PLAIN]
     if not words and is_linear(value.grid):
-        name = packet_of(end)
+        name = name_of(end)
         return Activation(1.0, f"linear into {_ENDS.get(name, name)}")
     words = words or list(dict.fromkeys(value.words))
     text = words[0] if len(words) == 1 else "a function of " + ", ".join(words)
@@ -126,7 +126,7 @@ class _Walk:
         return value is not None and not isinstance(value, (torch.Tensor, tuple, list))
 
     def _value(self, node: fx.Node) -> _Value | None:
-        name = packet_of(node)
+        name = name_of(node)
         sources = [a for a in node.all_input_nodes if a in self.known]
         if node.target is operator.getitem or name in KEEPERS or name in MOVERS:
             if len(sources) != 1 or node.args[0] is not sources[0]:
@@ -168,7 +168,7 @@ class _Walk:
 
     def _constant(self, node: fx.Node) -> Tensor | None:
         """The tensor of the program that a node yields, seen through views; None where it is computed."""
-        while node.op == "call_function" and packet_of(node) in KEEPERS | MOVERS and len(node.all_input_nodes) == 1:
+        while node.op == "call_function" and name_of(node) in KEEPERS | MOVERS and len(node.all_input_nodes) == 1:
             node = node.all_input_nodes[0]
         if node.op != "get_attr":
             return None

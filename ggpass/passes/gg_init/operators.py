@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ggpass.passes.gg_init.reading import Group, Use
+from ggpass.passes.gg_init.candidate import Group, Use
 
 
 def linear(shape: Sequence[int], operator: str = "linear") -> Use:

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ggpass.passes.gg_init import operators
 from ggpass.passes.gg_init.follow import activations_after
-from ggpass.passes.gg_init.element_places import KEEPERS, REARRANGERS, packet_of
-from ggpass.passes.gg_init.reading import Reading, Use
+from ggpass.passes.gg_init.operator_names import KEEPERS, REARRANGERS, name_of
+from ggpass.passes.gg_init.candidate import Candidate, Use
 from ggpass.graph.program import Program
+from ggpass.graph.weights import Weight
 
-#: Packet -> the position of the weight.
+#: Operator -> the position of the weight.
 WEIGHT_AT = {
     "linear": (1,),
     "matmul": (0, 1),
@@ -33,42 +34,32 @@ WEIGHT_AT = {
 }
 
 
-def read_graph(program: Program) -> list[Reading]:
-    """The float Parameters that a graph reads, one Reading for each tensor, in the order they are met."""
+def read_graph(program: Program) -> list[Candidate]:
+    """The float Parameters that a graph reads, one Candidate for each tensor, in the order they are met."""
     order = {node: position for position, node in enumerate(program.graph.nodes)}
-    module = program.graph_module
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
-    sources: dict[int, list[fx.Node]] = {}
-    tensors: dict[int, Tensor] = {}
+    reads: dict[int, list[fx.Node]] = {}
     for node in program.reads():
-        tensor = program.weight(str(node.target))
-        if id(tensor) in aliases and tensor.is_floating_point():
-            sources.setdefault(id(tensor), []).append(node)
-            tensors[id(tensor)] = tensor
-    return [_read(program, tensors[key], sorted(aliases[key]), nodes, order) for key, nodes in sources.items()]
+        reads.setdefault(id(program.weight(str(node.target))), []).append(node)
+    weights = [w for w in program.tensors() if isinstance(w.tensor, nn.Parameter) and w.tensor.is_floating_point()]
+    return [_read(program, weight, reads[id(weight.tensor)], order) for weight in weights]
 
 
-def _read(
-    program: Program, tensor: Tensor, names: list[str], nodes: list[fx.Node], order: Mapping[fx.Node, int]
-) -> Reading:
-    if tensor.dim() < 2:
-        return Reading(tuple(names), tensor, reason=f"{tensor.dim()}-D (bias, norm): stays as it is")
+def _read(program: Program, weight: Weight, nodes: list[fx.Node], order: Mapping[fx.Node, int]) -> Candidate:
+    if not weight.is_matrix:
+        return Candidate(weight, reason=weight.reason_of_kind())
     uses: list[Use] = []
     others: list[str] = []
     for source, user in (pair for node in nodes for pair in _readers(node)):
         use = _use(user, source)
         if use is None:
-            others.append(packet_of(user))
+            others.append(name_of(user))
             continue
         uses += _with_gains(use, program, user, order)
     if not uses:
-        reason = "the graph does not use it"
-        if others:
-            reason = f"used by {', '.join(dict.fromkeys(others))}, for which there is no rule"
-        return Reading(tuple(names), tensor, reason=reason)
-    return Reading(tuple(names), tensor, tuple(uses))
+        reason = f"used by {', '.join(dict.fromkeys(others))}, for which there is no rule"
+        reason = reason if others else "the graph does not use it"
+        return Candidate(weight, reason=reason)
+    return Candidate(weight, tuple(uses))
 
 
 def _with_gains(use: Use, program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> Iterator[Use]:
@@ -83,7 +74,7 @@ def _with_gains(use: Use, program: Program, node: fx.Node, order: Mapping[fx.Nod
 def _readers(source: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(node that yields the weight or a part of it, node that reads it), seen through what only rearranges it."""
     for user in source.users:
-        if user.target is operator.getitem or (packet_of(user) in KEEPERS | REARRANGERS and user.args[0] is source):
+        if user.target is operator.getitem or (name_of(user) in KEEPERS | REARRANGERS and user.args[0] is source):
             yield from _readers(user)
         else:
             yield source, user
@@ -91,7 +82,7 @@ def _readers(source: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _use(node: fx.Node, source: fx.Node) -> Use | None:
     """What a node does with the weight that `source` yields; None for an operator without a rule."""
-    name = packet_of(node)
+    name = name_of(node)
     positions = [i for i in WEIGHT_AT.get(name, ()) if i < len(node.args) and node.args[i] is source]
     value = source.meta.get("val")
     if len(positions) != 1 or not isinstance(value, Tensor) or value.dim() < 2:

@@ -2,32 +2,21 @@
 
 from torch import Tensor, nn
 
+from ggpass.graph.weights import is_hugging_face_conv1d, weights_of_module
 from ggpass.passes.gg_init import operators
-from ggpass.passes.gg_init.reading import Reading, Use
+from ggpass.passes.gg_init.candidate import Candidate, Use
 
 
-def read_modules(model: nn.Module) -> list[Reading]:
-    """The float Parameters of a model, one Reading for each tensor, in the order they are met."""
-    names: dict[int, list[str]] = {}
-    uses: dict[int, list[Use]] = {}
-    reasons: dict[int, str] = {}
-    tensors: dict[int, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if not parameter.is_floating_point():
-                continue
-            key = id(parameter)
-            tensors[key] = parameter
-            names.setdefault(key, []).append(f"{path}.{leaf}" if path else leaf)
-            found = _use(module, leaf, parameter)
-            if isinstance(found, Use):
-                uses.setdefault(key, []).append(found)
-            else:
-                reasons[key] = found
-    return [
-        Reading(tuple(sorted(names[key])), tensor, tuple(uses.get(key, ())), "" if key in uses else reasons[key])
-        for key, tensor in tensors.items()
-    ]
+def read_modules(model: nn.Module) -> list[Candidate]:
+    """The float Parameters of a model, one Candidate for each tensor, in the order they are met."""
+    found = []
+    for weight in weights_of_module(model):
+        if weight.tensor.is_floating_point():
+            known = [_use(use.place.module, use.place.leaf, weight.tensor) for use in weight.uses]
+            uses = tuple(use for use in known if isinstance(use, Use))
+            reasons = [reason for reason in known if isinstance(reason, str)]
+            found.append(Candidate(weight, uses, "" if uses else reasons[-1]))
+    return found
 
 
 def _use(module: nn.Module, leaf: str, weight: Tensor) -> Use | str:
@@ -39,8 +28,7 @@ def _use(module: nn.Module, leaf: str, weight: Tensor) -> Use | str:
         return operators.linear(shape)
     if leaf != "weight":
         return f"{leaf} of {type(module).__name__}, whose operator only a graph shows: give example inputs"
-    # Hugging Face's Conv1D is a linear with a (K, N) weight; known by name, so that nothing imports transformers.
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+    if is_hugging_face_conv1d(module):
         return operators.matmul(shape, "addmm")
     if isinstance(module, nn.Linear):
         return operators.linear(shape)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggpass.packed.checkpoint import Checkpoint
+from ggpass.packed.dtypes import WEIGHT_DTYPES
 from ggpass.errors import WeightError
-from ggpass.ggd import fit_moments
-from ggpass.passes.gg_init.reading import Group
+from ggpass.ggd.fit import fit_moments
+from ggpass.passes.gg_init.candidate import Group
 
 #: ν of `shape="auto"` for each kind of operator, as `benchmarks/rate_at_quality.py` found: 0.7 trains the byte LM
 #: faster than 1 and 2 by five standard errors of three seeds (`benchmarks/results/rate/byte-lm.md`); on the CNN the
@@ -18,9 +19,6 @@ AUTO_SHAPES = {Group.LINEAR: 0.7, Group.CONV: 2.0, Group.EMBEDDING: 0.7}
 
 #: The shapes that weights are drawn with. Outside, a fit says that a tensor is no generalized Gaussian.
 DRAWN_SHAPES = (0.2, 8.0)
-
-FLOATS = ("F64", "F32", "BF16", "F16")
-
 
 def check_shape(value: float, of: str) -> float:
     """`value` as ν.
@@ -64,7 +62,7 @@ class CheckpointShapes:
         by_name: dict[str, float] = {}
         groups: dict[Group, list[float]] = {}
         for info in checkpoint.tensors:
-            if len(info.shape) < 2 or info.dtype not in FLOATS or info.size == 0:
+            if len(info.shape) < 2 or info.dtype not in WEIGHT_DTYPES or info.size == 0:
                 continue
             weight = checkpoint.read(info.name)
             if not bool(weight.any()):

@@ -71,7 +71,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 
 @functools.cache
-def real(kind: str) -> compiler.Compiler:
+def real(kind: str) -> compiler.Nvcc | compiler.Nvrtc:
     """nvcc or nvrtc of this machine; skips where there is none."""
     for found in compiler._compilers():
         if found.label.startswith(kind):
@@ -215,8 +215,10 @@ def test_several_are_built_together(tmp_path: Path, fake: FakeCompiler) -> None:
     assert len({cubin.image for cubin in made}) == 20
 
 
-def test_what_a_file_carried_is_found_first_and_the_newest_that_fits(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+def test_what_a_file_carried_is_taken_before_anything_is_built_and_the_newest_that_fits(
+    tmp_path: Path, fake: FakeCompiler
+) -> None:
+    built = build.obtain(Variant(), "sm_90", directory=tmp_path / "elsewhere", generate=generate)
     for arch in ("sm_80", "sm_90", "sm_100"):
         cubin.FROM_FILES.add([dataclasses.replace(built, arch=arch, log="carried")])
     for capability, arch in (((9, 0), "sm_90"), ((8, 9), "sm_80"), ((10, 3), "sm_100")):
@@ -224,6 +226,23 @@ def test_what_a_file_carried_is_found_first_and_the_newest_that_fits(tmp_path: P
         assert (found.arch, found.log) == (arch, "carried")
     assert build.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
     assert cubin.FROM_FILES.find("axpy", (9, 0), 12) is None
+
+
+@pytest.mark.parametrize("without", ["nothing", "compiler", "tvm"])
+def test_what_this_machine_built_comes_before_what_a_file_carried(
+    tmp_path: Path, fake: FakeCompiler, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's kernels serve every model of the process: they replace none that works."""
+    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    cubin.FROM_FILES.add([dataclasses.replace(built, log="carried")])
+    version_of = cache.version_of
+    if without == "compiler":
+        monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
+    if without == "tvm":
+        monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
+    assert build.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == built
+    assert build.find(Variant(), (9, 0), directory=tmp_path / "empty", generate=generate).log == "carried"
+    assert fake.count == 1
 
 
 def test_a_kernel_of_another_ggpass_is_not_taken(tmp_path: Path, fake: FakeCompiler) -> None:

@@ -18,9 +18,9 @@ SHAPES = [(1, 1, 1), (1, 7, 15), (3, 33, 100), (8, 8, 64), (17, 5, 272), (2, 9, 
 @functools.cache
 def built(operator: str, decoder: str, dtype: str):
     """The operator for this machine's CPU."""
-    from ggpass.kernels.cuda.generate import definition
+    from support import cuda_definition
 
-    function = getattr(definition, operator)(decoder, dtype).with_attr("global_symbol", operator)
+    function = getattr(cuda_definition, operator)(decoder, dtype).with_attr("global_symbol", operator)
     return tvm.compile(tvm.IRModule({operator: function}), target=tvm.target.Target({"kind": "llvm"}))[operator]
 
 

@@ -223,7 +223,8 @@ def test_threads_that_start_together_load_once(gpu: Gpu) -> None:
 
 def test_load_builds_ahead_and_takes_what_files_carried(gpu: Gpu) -> None:
     wanted = list(variants.every_linear("rf8", "bfloat16", 16))
-    first = build.obtain(wanted[0], "sm_90", directory=gpu.directory, generate=gpu.kernels._generate)
+    elsewhere = gpu.directory / "elsewhere"
+    first = build.obtain(wanted[0], "sm_90", directory=elsewhere, generate=gpu.kernels._generate)
     cubin.FROM_FILES.add([dataclasses.replace(first, log="carried")])
     gpu.compiler.built.clear()
     made = gpu.kernels.load(wanted)

@@ -12,10 +12,12 @@ from scipy.special import gammaln
 from scipy.stats import gennorm
 from torch import Tensor, nn
 
+import ggpass
 from ggpass import FormatError, Program, WeightError
 from ggpass.ggd import GGD, fit_moments
 from ggpass.passes import DeepShape
-from ggpass.passes.deepshape.rows import fit_rows, quantile
+from ggpass.ggd.moments import Moments
+from ggpass.ggd.quantile import quantile
 
 STEP = 2.0**-13
 
@@ -55,14 +57,15 @@ def reshaped(weight: Tensor, **settings_: object) -> Tensor:
 @pytest.mark.parametrize("shape", [0.4, 0.7, 1.0, 1.36, 2.0, 5.0])
 def test_quantiles_of_rows_are_scipys(shape: float) -> None:
     p = torch.cat([torch.logspace(-9, -0.31, 60, dtype=torch.float64), torch.linspace(0.5, 0.999, 60).double()])
-    got = quantile(p, torch.tensor(shape, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64))
+    got = quantile(torch.tensor(shape, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64), p)
     np.testing.assert_allclose(got.numpy(), gennorm.ppf(p.numpy(), shape, scale=0.3), rtol=1e-9, atol=1e-17)
-    assert torch.equal(quantile(torch.tensor(0.5), torch.tensor(shape), torch.tensor(1.0)), torch.zeros(()).double())
+    assert quantile(shape, 1.0, torch.tensor(0.5, dtype=torch.float64)) == 0.0
 
 
 def test_fits_of_rows_are_those_of_each_row() -> None:
     rows = torch.stack([sample(nu, (4000,), seed) for seed, nu in enumerate((0.6, 1.0, 1.7, 4.0))]).double()
-    shape, scale = fit_rows(rows.abs().mean(1), rows.square().mean(1))
+    found = Moments(rows.abs().mean(1), rows.square().mean(1), torch.full((4,), 4000.0).double())
+    shape, scale = found.shape, found.scale(found.shape)
     for row, nu, alpha in zip(rows, shape.tolist(), scale.tolist()):
         one = fit_moments(row)
         assert (nu, alpha) == (pytest.approx(one.shape, rel=1e-11), pytest.approx(one.scale, rel=1e-11))
@@ -280,3 +283,24 @@ def test_figures_are_those_of_the_weights() -> None:
         assert bits == pytest.approx(-(p * np.log2(p)).sum())
     assert shaped.moved == (new != old).sum() or shaped.moved > 0.9 * (new != old).sum()
     assert (done.pooled_before, done.pooled_after) == (shaped.bits_before, shaped.bits_after)
+
+
+def test_either_name_of_a_tied_weight_selects_it_in_a_program() -> None:
+    model, ids = Tied().eval(), torch.arange(5)[None]
+    for name in ("embed", "head", "head.weight"):
+        program = Program.trace(model, (ids,)).copy()
+        report = DeepShape(rare=0, skip=(name,))(program)
+        assert [change.name for change in report.changes] == ["mix.weight"]
+        assert f"matches skip={name!r}" in {skip.reason for skip in report.skips}
+        lowered = ggpass.compile(model, (ids,), target="rf8-reference", passes=[DeepShape(rare=0, only=name)])
+        assert "embed.weight = head.weight" in {c.name for part in lowered.report.flat() for c in part.changes}
+
+
+def test_a_training_graph_is_reshaped_in_the_callers_own_parameters() -> None:
+    model, ids = Tied(), torch.arange(5)[None]
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    DeepShape(rare=0, skip="mix")(Program(Program.trace(model, (ids,)).graph_module, model, training=True))
+    for name, (parameter, value) in before.items():
+        assert model.get_parameter(name) is parameter
+        assert parameter.requires_grad
+        assert torch.equal(parameter, value) == (name != "embed.weight")

@@ -118,6 +118,19 @@ def test_a_model_and_its_program_get_the_same_values_and_a_program_leaves_the_mo
     assert not torch.equal(program.weight("head.weight"), net.head.weight)
 
 
+def test_a_training_graph_is_drawn_in_the_callers_own_parameters() -> None:
+    net, other, args = Net(), Net(), inputs()
+    other.load_state_dict(net.state_dict())
+    parameters = dict(net.named_parameters())
+    program = Program(Program.trace(net, args).graph_module, net, training=True)
+    GGInit(shape=1.3, seed=4, skip="conv")(program)
+    ggpass.init_(other, args, shape=1.3, seed=4, skip="conv")
+    for name, parameter in net.named_parameters():
+        assert parameters[name] is parameter
+        assert parameter.requires_grad
+        assert torch.equal(parameter, other.get_parameter(name))
+
+
 def test_a_weight_depends_on_the_seed_and_its_own_name_alone() -> None:
     """Another order, other weights beside it, another state of torch's generator: the same values."""
     one = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})

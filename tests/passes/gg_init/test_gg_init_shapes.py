@@ -13,7 +13,7 @@ import ggpass
 from ggpass import FormatError, WeightError
 from ggpass.ggd import fit_moments
 from ggpass.passes import GGInit
-from ggpass.passes.gg_init.reading import Group
+from ggpass.passes.gg_init.candidate import Group
 from ggpass.passes.gg_init.shapes import CheckpointShapes, group_of_name
 
 

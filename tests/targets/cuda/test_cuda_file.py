@@ -118,7 +118,7 @@ def test_a_machine_with_a_driver_alone_runs_them(
 def test_a_file_without_kernels_is_of_the_first_version_and_one_with_them_of_the_second(tmp_path: Path, saved) -> None:
     def version(path: Path) -> int:
         with PackedFile(path) as file:
-            return json.loads(file._file.layout.metadata[KEY])["version"]
+            return json.loads(file.files[0].layout.metadata[KEY])["version"]
 
     plain = tmp_path / "plain.safetensors"
     ggpass.save(ggpass.compile(net(), target="rf8-reference"), plain)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from ggpass.kernels.cpu.generate.decoders import Decoder
-from ggpass.kernels.cpu.generate.vectors import Registers, prefetch, transpose, zeros
+from ggpass.kernels.cpu.generate.vectors import Registers, prefetch, product, transpose, zeros
 from ggpass.kernels.cpu.isa import Isa
 from ggpass.kernels.cpu.regimes import LINE
 
@@ -148,26 +148,4 @@ def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
                 with T.Else(), T.serial(n_total - first) as r:
                     write(partial, y, first, m_total, [r])
 
-    @T.prim_func(s_tir=True)
-    def tile(
-        x_p: T.handle, packed_p: T.handle, codes_p: T.handle, scale_p: T.handle, bias_p: T.handle,
-        codebook_p: T.handle, y_p: T.handle,
-    ):  # fmt: skip
-        m = T.int64()
-        n = T.int64()
-        k = T.int64()
-        x_stride = T.int64()
-        code_stride = T.int64()
-        scale_stride = T.int64()
-        bias_stride = T.int64()
-        size = T.int64()
-        x = T.match_buffer(x_p, (m, k), "float32", strides=[x_stride, T.int64(1)], align=4)
-        packed = T.match_buffer(packed_p, (size,), "float32", align=4)
-        codes = T.match_buffer(codes_p, (n, k), "uint8", strides=[code_stride, T.int64(1)], align=1)
-        scale = T.match_buffer(scale_p, (n,), "float32", strides=[scale_stride], align=4)
-        bias = T.match_buffer(bias_p, (n,), "float32", strides=[bias_stride], align=4)
-        codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
-        y = T.match_buffer(y_p, (m, n), "float32", align=4)
-        body(x, packed, codes, scale, bias, codebook, y, m, n, k)
-
-    return tile.with_attr("tirx.noalias", True)
+    return product(body)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Small vector helpers in TensorIR, shared by every kernel generator.
+"""Small vector helpers in TensorIR, and the signature of a product, shared by the kernel generators.
 
 They are plain Python called from inside a TVMScript body: each emits into the function being built.
 """
@@ -97,3 +97,31 @@ class Registers:
     def fma(self, i: int, a, b) -> None:
         """registers[i] += a * b, rounded once."""
         self.set(i, T.fma(a, b, self.get(i)))
+
+
+def product(body):
+    """The function y = x · wᵀ · scale + bias, its arguments matched to buffers of any strides, around `body`."""
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x_p: T.handle, packed_p: T.handle, codes_p: T.handle, scale_p: T.handle, bias_p: T.handle,
+        codebook_p: T.handle, y_p: T.handle,
+    ):  # fmt: skip
+        m = T.int64()
+        n = T.int64()
+        k = T.int64()
+        x_stride = T.int64()
+        code_stride = T.int64()
+        scale_stride = T.int64()
+        bias_stride = T.int64()
+        size = T.int64()
+        x = T.match_buffer(x_p, (m, k), "float32", strides=[x_stride, T.int64(1)], align=4)
+        packed = T.match_buffer(packed_p, (size,), "float32", align=4)
+        codes = T.match_buffer(codes_p, (n, k), "uint8", strides=[code_stride, T.int64(1)], align=1)
+        scale = T.match_buffer(scale_p, (n,), "float32", strides=[scale_stride], align=4)
+        bias = T.match_buffer(bias_p, (n,), "float32", strides=[bias_stride], align=4)
+        codebook = T.match_buffer(codebook_p, (256,), "float32", align=4)
+        y = T.match_buffer(y_p, (m, n), "float32", align=4)
+        body(x, packed, codes, scale, bias, codebook, y, m, n, k)
+
+    return kernel.with_attr("tirx.noalias", True)

@@ -1,10 +1,10 @@
-"""What operators do to the place of an element, by the names of their packets."""
+"""Sets of operators, by name: those that hand elements on, move them, or compute element by element."""
 
 import torch
 from torch import fx
 
 # fmt: off
-#: They hand every element on where it was.
+#: They leave every element in its place.
 KEEPERS = frozenset((
     "alias", "clone", "contiguous", "detach", "detach_", "dropout", "dropout_", "feature_dropout",
     "alpha_dropout", "lift_fresh_copy", "to", "type_as", "_to_copy", "_assert_tensor_metadata",
@@ -18,7 +18,7 @@ REARRANGERS = frozenset((
     "channel_shuffle",
 ))
 
-#: They do that, or average elements, or bring them to unit power.
+#: They move elements, average them, or bring them to unit power.
 MOVERS = REARRANGERS | frozenset((
     "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
@@ -33,8 +33,8 @@ POINTWISE = frozenset((
 # fmt: on
 
 
-def packet_of(node: fx.Node) -> str:
-    """`relu` for a node that calls aten.relu.default; the op, for a node that calls nothing."""
+def name_of(node: fx.Node) -> str:
+    """Return `relu` for a node that calls aten.relu.default; the op, for a node that calls nothing."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target.overloadpacket.__name__
     return node.op if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))

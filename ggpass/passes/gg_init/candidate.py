@@ -1,9 +1,11 @@
-"""Reading, Use: a weight to initialize, what each place does with it, and which place decides."""
+"""Candidate, Use: a weight that may be drawn, what each place does with it, and which place decides."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
+
+from ggpass.graph.weights import Weight
 
 
 class Group(Enum):
@@ -43,24 +45,33 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Candidate:
     """One weight of a model, and what is to be known to draw it.
 
     Attributes:
-        names: every name of it, sorted; the first seeds it.
-        tensor: the weight itself.
-        uses: the places that compute with it; none where `reason` says why it is left alone.
-        reason: why it stays as it is; empty where it is drawn.
+        weight: with all its names.
+        uses: the places that compute with it; none if `reason` says why it is left alone.
+        reason: the reason why it stays as it is, or ''.
     """
 
-    names: tuple[str, ...]
-    tensor: Tensor
+    weight: Weight
     uses: tuple[Use, ...] = ()
     reason: str = ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return every name of it, sorted."""
+        return tuple(sorted(self.weight.names))
+
+    @property
     def name(self) -> str:
+        """Return the first of the sorted names, which seeds it."""
         return self.names[0]
+
+    @property
+    def tensor(self) -> Tensor:
+        """Return the weight itself."""
+        return self.weight.tensor
 
     def decide(self) -> Use:
         """The use that sets the scale.
