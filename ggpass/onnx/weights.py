@@ -15,9 +15,10 @@ COMPUTED = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 #: Up to this many bytes a constant gets no Dequantize: two nodes and a table of their own take as much.
 DECODE_BYTES = 4096
-#: Operators that want the very numbers they are given: scales of quantized values, sizes, comparisons, sequences.
+#: Operators that want the very numbers they are given: sizes, positions, angles, comparisons, sequences.
 EXACT = {"Resize", "Upsample", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Range", "Loop"}
 EXACT |= {"Scan", "If", "SequenceInsert", "SequenceConstruct", "Mod", "Sign", "IsNaN", "IsInf", "Optional"}
+EXACT |= {"RotaryEmbedding", "GroupQueryAttention", "GridSample", "AffineGrid", "RoiAlign", "STFT", "DFT"}
 #: Parts of names of operators of quantized models.
 QUANTIZED = ("Quant", "QLinear", "QGemm", "QAttention", "QEmbed", "QMoE", "Integer", "NBits", "Bnb4", "BFP")
 #: Operators that multiply or look up learned numbers. A constant elsewhere (Add, Mul, …) may be a grid or a mask.
