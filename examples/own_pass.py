@@ -54,7 +54,7 @@ class ClipWeights:
     def __call__(self, program: Program) -> Report:
         report = Report("ClipWeights")
         for weight in program.weights(only=self.only, skip=self.skip, report=report):
-            bound = self.deviations * float(weight.tensor.square().mean().sqrt())
+            bound = self.deviations * float(weight.tensor.detach().square().mean().sqrt())
             program.replace(weight, weight.tensor.clamp(-bound, bound))
             report.changes.append(Change(weight.title, f"clipped at ±{bound:.3g}"))
         return report
