@@ -85,8 +85,8 @@ def compile_for_training(
     """
     done = Report("BackSlash")
     twin = _copy(graph_module)
-    inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
-    labels = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    inputs = twin.graph.find_nodes(op="placeholder")
+    labels = [parameter_name(source_name(node)) for node in graph_module.graph.find_nodes(op="placeholder")]
     model = compiled_module()
     own = {id(v): Weight((n,), v) for n, v in zip(labels, example_inputs) if isinstance(v, nn.Parameter)}
     found = list(own.values()) if model is None else weights_of_module(model)

@@ -12,12 +12,21 @@ from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
-from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
+from ggpass.passes.backslash.attached import (
+    after_closure,
+    check_parameters,
+    check_still_there,
+    enter,
+    gradient_scale,
+    learning_rates,
+    leave,
+    skipped,
+    warnings_at_attach,
+)
 from ggpass.passes.backslash.priors import Priors
 from ggpass.ggd.grid import Histogram
 from ggpass.passes.backslash.statistics import histogram
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, learning_rates, skipped
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
