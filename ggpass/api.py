@@ -164,7 +164,8 @@ def export_onnx(
     Args:
         model: any module in float32 or float16; it stays as it is.
         args: example inputs: a tuple, one tensor, or None where `kwargs` holds all.
-        path: the file; one named `path.data` comes beside it where the tensors are many.
+        path: the file; one named `path.data` comes beside it where the tensors are many. If that name is taken, by an
+            earlier save for instance, it has eight digits before `.data`; the earlier one goes once the model is there.
         kwargs: example keyword inputs.
         target: `format-onnx`, such as `rf8-onnx`.
         scheme, dynamic_shapes, passes, only, skip: as in `compile`.
@@ -221,9 +222,11 @@ def lower_onnx(
     fallback: Literal["fast", "lowmem"] | None = "fast",
     external_data: bool | None = None,
 ) -> Report:
-    """Any ONNX file in, the same model with 8-bit weights out: MatMul, Gemm, Gather and Conv with constant weights.
+    """Any ONNX file in, the same model with 8-bit weights out.
 
-    Tensors are read and written one at a time, so that a model may be larger than memory.
+    MatMul, Gemm, Gather and Conv compute with the codes; other float operators get a large constant decoded
+    (LSTM, ConvTranspose, Attention, a table under Add). Functions of the model are inlined. Tensors are read and
+    written one at a time, so that a model may be larger than memory. The file is opened before it gets its name.
 
     Args:
         path_in: a float model, from any exporter; it stays as it is.
@@ -234,10 +237,10 @@ def lower_onnx(
         What happened to every weight: lowered, or left with the reason.
 
     Raises:
-        TargetError: no onnx target, or missing packages.
+        TargetError: no onnx target, missing packages, or ONNX Runtime does not open what was written.
         FormatError: not an ONNX model, or one that refers to data outside its directory.
-        WeightError: NaN or infinity in a weight, or a pattern that matches nothing.
-        InputError: paths that cannot be read or written.
+        WeightError: NaN in a weight, or a pattern that matches nothing.
+        InputError: paths that cannot be read or written, or a full disk.
     """
     check_onnx_target(target)
     _, lowering, _ = lowering_for(target, scheme, only, skip)

@@ -3,13 +3,14 @@
  * Two spinning pools in one process halve each other's speed, so no pool is made here. GOMP_parallel and its kin
  * are looked up in the process instead of linked: whichever OpenMP run time torch loaded is the one used, and a
  * second copy cannot slip in. Where none is found, loops run inline. Function pointers reach the generated shared
- * object through ctypes (ggpass/kernels/parallel.py); the Python module itself is empty and exists so that
+ * object through ctypes (ggpass/kernels/cpu/parallel.py); the Python module itself is empty and exists so that
  * Python's import machinery can say where this file lies. */
 #define _GNU_SOURCE
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -51,9 +52,13 @@ static void find_openmp(void) {
     omp.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
 }
 
+/* A forked child has none of the pool's threads, and OpenMP would wait for them for ever: its loops run inline. */
+static void run_inline_in_child(void) { omp.parallel = NULL; }
+
 /* Called once before any launch: 1 when torch's OpenMP was found, 0 when loops will run inline. */
 EXPORT int ggpass_parallel_init(void) {
   find_openmp();
+  pthread_atfork(NULL, NULL, run_inline_in_child);
   return omp.parallel != NULL;
 }
 

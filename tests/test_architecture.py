@@ -117,3 +117,11 @@ def test_import_ggpass_loads_nothing_heavy() -> None:
     loaded = set(run.stdout.split())
     assert "ggpass.api" in loaded
     assert not loaded & set(heavy)
+
+
+@pytest.mark.parametrize("name", ["file.Grid", "formats.FORMATS", "ggd.GGD", "onnxruntime.session", "passes.GGInit"])
+def test_rooms_are_there_after_a_plain_import(name: str) -> None:
+    code = f"import ggpass; ggpass.{name}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_room'"):
+        _ = ggpass.no_such_room

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ggpass.cli.bench import bench_command
 from ggpass.cli.compile import compile_command
-from ggpass.cli.console import stderr
+from ggpass.cli.console import as_options, stderr
 from ggpass.cli.export import export_command, lower_onnx_command
 from ggpass.cli.inspect import inspect_command
 from ggpass.cli.pack import pack_command, unpack_command
@@ -66,5 +66,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console = stderr()
         # Wrapped at words in a terminal; one line for whatever reads a pipe.
         wrap = not console.is_terminal
-        console.print(f"[bold red]error:[/] [red]{escape(str(error))}[/]", soft_wrap=wrap, highlight=False)
+        console.print(f"[bold red]error:[/] [red]{escape(as_options(str(error)))}[/]", soft_wrap=wrap, highlight=False)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import Any
 
 import typer
@@ -32,6 +33,22 @@ def echo_json(data: Any) -> None:
 def stderr() -> Console:
     """The console for progress and errors."""
     return Console(stderr=True)
+
+
+#: How a Python argument that an error advises is given here.
+_ARGUMENTS = (
+    (re.compile(r"\b(only|skip)=\[(.*?)\]"), r"--\1 \2"),
+    (re.compile(r"\(skip=\)"), "(--skip)"),
+    (re.compile(r"\bfallback=None\b"), "--fallback none"),
+    (re.compile(r"\bexternal_data=False\b"), "--single-file"),
+)
+
+
+def as_options(message: str) -> str:
+    """Return an error's text with options of the command line in place of Python's arguments: `--skip 'w'`."""
+    for argument, option in _ARGUMENTS:
+        message = argument.sub(option, message)
+    return message
 
 
 def progress() -> Progress:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ggpass.cli.console import progress, stdout
+from ggpass.cli.console import progress, say, stdout
 from ggpass.cli.options import Force, Only, Skip
+from ggpass.graph.tables import Column, count, left_lines, size, table, with_lines
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Group
     from rich.progress import Progress, TaskID
 
     from ggpass.file import PackReport
@@ -56,7 +57,8 @@ def pack_command(
             progress=_Bar(bar, "packing"),
             replace=force,
         )
-    stdout().print(pack_table(report, target, time.perf_counter() - start))
+    console = stdout()
+    console.print(pack_table(report, target, time.perf_counter() - start, console.width))
 
 
 def unpack_command(source: Source, target: Target, threads: Threads = None, force: Force = False) -> None:
@@ -68,9 +70,7 @@ def unpack_command(source: Source, target: Target, threads: Threads = None, forc
 
     with progress() as bar:
         notes = unpack(source, target, threads=threads, progress=_Bar(bar, "unpacking"), replace=force)
-    for note in notes:
-        stdout().print(escape(f"note: {note}"))
-    stdout().print(escape(f"{source} unpacked to {target}"), highlight=False)
+    say(*(f"note: {note}" for note in notes), f"{source} unpacked to {target}")
 
 
 class _Bar:
@@ -89,38 +89,20 @@ class _Bar:
         self.bar.update(self.task, completed=done // 10**6, description=escape(text))
 
 
-def pack_table(report: "PackReport", target: Path, seconds: float) -> "RenderableType":
-    """What was packed, by shape of weight, and the sums below it."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from ggpass.graph.tables import count, size
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("largest weights", overflow="fold")
-    for title in ("elements", "before", "after", "bits each"):
-        table.add_column(title, justify="right", no_wrap=True)
+def pack_table(report: "PackReport", target: Path, seconds: float, width: int) -> "Group":
+    """The largest weights that were packed, and the sums below them."""
     coded = sorted((t for t in report.tensors if t.kind not in ("plain", "alias")), key=lambda t: -t.bytes_before)
+    rows = []
     for tensor in coded[:10]:
         bits = f"{8 * tensor.bytes_after / max(1, tensor.elements):.3f}"
-        row = (count(tensor.elements), size(tensor.bytes_before), size(tensor.bytes_after), bits)
-        table.add_row(escape(tensor.name), *row)
+        rows.append([tensor.name, count(tensor.elements), size(tensor.bytes_before), size(tensor.bytes_after), bits])
+    reasons = ((t.name, "equals another tensor" if t.kind == "alias" else t.reason) for t in report.tensors if t.reason)
     lines = [
         f"{len(coded)} of {len(report.tensors)} tensors coded, {report.payload_bits:.3f} bits a weight; "
         f"{size(report.source_bytes)} → {size(report.file_bytes)}, {report.file_bits:.3f} bits for each element of the "
-        f"file, in {seconds:.1f} s: {target}"
+        f"file, in {seconds:.1f} s: {target}",
+        *left_lines(reasons),
+        *(f"note: {note}" for note in report.notes),
     ]
-    reasons: dict[str, list[str]] = {}
-    for tensor in report.tensors:
-        if tensor.reason:
-            reasons.setdefault("equals another tensor" if tensor.kind == "alias" else tensor.reason, []).append(
-                tensor.name
-            )
-    lines += [
-        f"left: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
-        for reason, names in reasons.items()
-    ]
-    lines += [f"note: {note}" for note in report.notes]
-    text = Text("\n".join(lines))
-    return Group(table, Text(), text) if coded else text
+    columns = map(Column, ("largest weights", "elements", "before", "after", "bits each"))
+    return with_lines(table([*columns], rows, width) if coded else None, lines)

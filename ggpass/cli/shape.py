@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from ggpass.cli.console import progress, say, stdout
 from ggpass.cli.options import Force, Only, Skip
-from ggpass.graph.tables import Column, count, table, with_lines
+from ggpass.graph.tables import Column, count, left_lines, table, with_lines
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -63,8 +63,7 @@ def shape_command(
 def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "Group":
     """One row for each reshaped weight, all of them as the foot, and below it what stays."""
     done = report.reshaped
-    lines = [_sentence(report, settings)]
-    lines += [f"left: {name}: {reason}" for name, reason in _by_reason(report).items()]
+    lines = [_sentence(report, settings), *left_lines((skip.name, skip.reason) for skip in report.skips)]
     if done is None or not done.shaped:
         return with_lines(None, lines)
     bits = done.mean(lambda s: s.bits_before), done.mean(lambda s: s.bits_after)
@@ -101,13 +100,3 @@ def _sentence(report: "ShapeReport", settings: "DeepShape") -> str:
     )
     stay = 1 - done.moved_share
     return text + (f"; {stay:.2%} of the weights have rare values and stay" if stay else "")
-
-
-def _by_reason(report: "ShapeReport") -> dict[str, str]:
-    """first name "and n more" -> reason."""
-    groups: dict[str, list[str]] = {}
-    for skip in report.skips:
-        groups.setdefault(skip.reason, []).append(skip.name)
-    return {
-        names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""): reason for reason, names in groups.items()
-    }

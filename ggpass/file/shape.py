@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,16 +64,22 @@ def shape_file(
             Staging(target, json.dumps(plan)) as staging,
             Writer(staging.new, staging.work(), len(header), json.dumps([*plan, file.fingerprint()])) as writer,
         ):
-            copier = _Copier(file, writer, {a: n for a, n in aliases.items() if n in chosen})
             total, done = 2 * sum(entries[name].nbytes for name in chosen), [0]
 
             def step(source: Source) -> None:
                 done[0] += entries[source.name].nbytes
                 progress(source.name, done[0], total)
 
+            def write(source: Source, new: Tensor) -> None:
+                for name in (source.name, *(alias for alias, other in aliases.items() if other == source.name)):
+                    if name not in writer.records:
+                        writer.write(name, [as_bytes(new).data], begin=entries[name].begin)
+
             sources = [Source(name, entries[name].size, _reader(file, entries[name])) for name in chosen]
-            reshaped = reshape(sources, settings, lambda source, new: copier.write(source.name, new), step)
-            copier.write_rest()
+            reshaped = reshape(sources, settings, write, step)
+            for name in entries:
+                if name not in writer.records:
+                    writer.write(name, (block.data for block in file.blocks(name)), begin=entries[name].begin)
             writer.finish(header)
             staging.publish(replace)
     report.add(reshaped, settings.step, weights)
@@ -113,35 +118,3 @@ def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], repo
 
 def _reader(file: TensorFile, entry: Entry) -> Callable[[], Tensor]:
     return lambda: as_tensor(file.read(entry.name), entry.dtype, entry.shape)
-
-
-class _Copier:
-    """Writes tensors in the order of the source: new ones as they come, all others as they were."""
-
-    def __init__(self, file: TensorFile, writer: Writer, aliases: dict[str, str]) -> None:
-        self.file, self.writer, self.aliases = file, writer, aliases
-        self.left = list(file.layout.entries)
-        self.kept: dict[str, np.ndarray] = {}
-
-    def write(self, name: str, new: Tensor) -> None:
-        """The new values of `name`, after everything that lies ahead of it."""
-        while self.left[0] != name:
-            self._write_next()
-        data = as_bytes(new)
-        if name in self.aliases.values():
-            self.kept[name] = data
-        self._write_next(data)
-
-    def write_rest(self) -> None:
-        """Everything that is not written yet, as it was."""
-        while self.left:
-            self._write_next()
-
-    def _write_next(self, data: np.ndarray | None = None) -> None:
-        name = self.left.pop(0)
-        if name in self.writer.records:
-            return
-        if data is None:
-            kept = self.kept.get(self.aliases.get(name, ""))
-            data = self.file.read(name) if kept is None else kept
-        self.writer.write(name, [data.data])

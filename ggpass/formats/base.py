@@ -39,14 +39,6 @@ def float32_at_most(exact: np.ndarray) -> Tensor:
     return torch.from_numpy(rounded)
 
 
-def canonical_codes(codebook: Tensor) -> Tensor:
-    """canonical(c) = min{d : codebook[d] = codebook[c]}, (256,) uint8; a NaN code is its own canonical code."""
-    values = codebook.tolist()
-    return torch.tensor(
-        [next((d for d in range(c) if values[d] == values[c]), c) for c in range(256)], dtype=torch.uint8
-    )
-
-
 def nearest_rounding(codebook: Tensor, emitted: Tensor) -> Rounding:
     """nearest(x) = argmin_c |x − codebook[c]| over the emitted codes, ties to the smaller magnitude.
 
@@ -88,7 +80,7 @@ class Format:
     Attributes:
         name: what a target string calls it, as in `rf8-cpu`; without a dash.
         codebook: (256,) float32, the value of each code before its channel's scale, symmetric in the emitted codes; NaN
-            or infinity where a code means no number.
+            or infinity if a code means no number.
         default_scale: `pow2` or `real`, the rule used if a Scheme leaves it open.
         never_emitted: codes with a value that encoders do not produce all the same.
         decoder: what kernels may assume of the codebook.
@@ -110,7 +102,9 @@ class Format:
     amax: float = field(init=False)
 
     def __post_init__(self) -> None:
-        canonical = canonical_codes(self.codebook)
+        values = self.codebook.tolist()
+        # A NaN is found by its identity, as itself.
+        canonical = torch.tensor([values.index(value) for value in values], dtype=torch.uint8)
         legal = torch.isfinite(self.codebook) & (canonical == torch.arange(256))
         legal[list(self.never_emitted)] = False
         emitted = legal.nonzero().flatten().to(torch.uint8)

@@ -264,6 +264,8 @@ class Program:
         module._parameters.pop(leaf, None)
         module._buffers.pop(leaf, None)
         module._non_persistent_buffers_set.discard(leaf)
+        if isinstance(module.__dict__.get(leaf), Tensor):
+            delattr(module, leaf)  # a constant of the trace is a plain attribute
 
     def get_attr(self, name: str) -> fx.Node:
         """A new node that reads tensor `name`, at the current insertion point."""

@@ -1,6 +1,6 @@
 """Plain tables for a terminal: dotted names, figures beside them, sums below, and lines of words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,3 +114,12 @@ def with_lines(shown: "Table | None", lines: Sequence[str]) -> "Group":
 
     text = Text("\n".join(lines))
     return Group(text) if shown is None else Group(shown, Text(), text)
+
+
+def left_lines(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Return `left: NAME and n more: REASON` for each reason among (name, reason)."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        groups.setdefault(reason, []).append(name)
+    more = {reason: f" and {len(names) - 1} more" if len(names) > 1 else "" for reason, names in groups.items()}
+    return [f"left: {names[0]}{more[reason]}: {reason}" for reason, names in groups.items()]

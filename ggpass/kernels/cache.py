@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +48,9 @@ def key_of(kind: str, sources: Iterable[Path]) -> str:
 
 
 def obtain(path: Path, build: Callable[[Path], None]) -> Path:
-    """`path`, whole, built by `build(temporary path)` where it is not there yet or damaged.
+    """Return `path`, whole, built by `build(temporary path)` if it is not there yet or damaged.
+
+    Folders and files are the user's alone, whatever the umask: they hold machine code.
 
     Raises:
         KernelsUnavailable: its directory cannot be written, or whatever `build` raises.
@@ -54,9 +58,11 @@ def obtain(path: Path, build: Callable[[Path], None]) -> Path:
     if whole(path):
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f"{path.name}.lock")):
+        for folder in (*reversed(path.parent.parents), path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock"), mode=0o600):
             if not whole(path):
+                _remove_leftovers(path)
                 _publish(build, path)
     except OSError as error:
         raise KernelsUnavailable(
@@ -84,11 +90,25 @@ def whole(path: Path) -> bool:
     return False
 
 
+def _build_prefix(path: Path) -> str:
+    return f".build-{path.name}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed builds of this file left, and what those of any file left a day ago; its lock is held."""
+    yesterday = time.time() - 86400
+    for folder in path.parent.glob(".build-*"):
+        if folder.name.startswith(_build_prefix(path)) or folder.stat().st_mtime < yesterday:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _publish(build: Callable[[Path], None], path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_build_prefix(path)) as folder:
         library, checksum = Path(folder) / "kernels.so", Path(folder) / "sha256"
         build(library)
         checksum.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n", encoding="ascii")
+        for file in (library, checksum):
+            file.chmod(0o600)
         # The old library never meets the new checksum as a pair that passes.
         os.replace(checksum, _checksum_path(path))
         os.replace(library, path)

@@ -2,10 +2,11 @@
 
 1. A registered custom-op library wins over these functions; without one, the runtime inlines them.
 2. `fast`: the dequantization depends on constants only, so ONNX Runtime folds it to float weights at load: its own
-   speed, and its own memory.
+   speed. Folding keeps every intermediate result of all weights until it ends, so a body makes as few as it can.
 3. `lowmem`: matrices are decoded by a loop over blocks of rows, which nothing folds: the codes stay codes.
 4. A gather decodes the rows it reads either way: they are few beside the table.
-5. RF8X is CodebookX with RF8's codebook as a constant.
+5. RF8X is CodebookX with RF8's codebook, made of constants of at most eight numbers. ONNX Runtime shares equal
+   constants only up to that size. Then it finds equal dequantizations equal: a weight used twice is decoded once.
 6. Every input and attribute is given, since a function cannot ask whether an optional one is there: a bias is zeros
    where there is none.
 7. Arithmetic is in float32 and is rounded once to the result's type, as in `ggpass.lowering.operators`.
@@ -16,9 +17,10 @@ from typing import Literal
 
 import onnx
 import onnx.parser
+from torch import Tensor
 
 from ggpass.errors import InputError
-from ggpass.formats import RF8
+from ggpass.formats.rf8 import RESIDUALS, RF8
 from ggpass.onnx.names import DOMAIN, VERSION
 
 Fallback = Literal["fast", "lowmem"]
@@ -41,14 +43,17 @@ CodebookDequantize <to: int = 1> (codes, scale, codebook) => (w) {
     w = Cast <to: int = @to> (product)
 }"""
 
+# The codes are transposed, not the weights: a byte each instead of four. Scales multiply the result, as in our kernels.
 _MATMUL_FAST = """
 CodebookMatMul (x, codes, scale, codebook, bias) => (y) {
-    w = ai.ggpass.CodebookDequantize <to: int = 1> (codes, scale, codebook)
-    wt = Transpose <perm: ints = [1, 0]> (w)
+    transposed = Transpose <perm: ints = [1, 0]> (codes)
+    index = Cast <to: int = 6> (transposed)
+    values = Gather (codebook, index)
     x32 = Cast <to: int = 1> (x)
-    product = MatMul (x32, wt)
+    product = MatMul (x32, values)
+    scaled = Mul (product, scale)
     bias32 = Cast <to: int = 1> (bias)
-    y32 = Add (product, bias32)
+    y32 = Add (scaled, bias32)
     y = {LIKE} (y32{OTHER})
 }"""
 
@@ -130,11 +135,17 @@ CodebookGather <to: int = 1> (ids, codes, scale, codebook) => (y) {
 
 _CONV = """
 CodebookConv <kernel_shape, strides, pads, dilations, group: int = 1> (x, codes, scale, codebook, bias) => (y) {
-    flat = ai.ggpass.CodebookDequantize <to: int = 1> (codes, scale, codebook)
     channels = Constant <value_ints: ints = [0, -1]> ()
     kernel = Constant <value_ints: ints = @kernel_shape> ()
     shape = Concat <axis: int = 0> (channels, kernel)
-    w = Reshape (flat, shape)
+    shaped = Reshape (codes, shape)
+    index = Cast <to: int = 6> (shaped)
+    value = Gather (codebook, index)
+    column = Constant <value_ints: ints = [-1, 1]> ()
+    ones = Div (kernel, kernel)
+    spread = Concat <axis: int = 0> (column, ones)
+    factors = Reshape (scale, spread)
+    w = Mul (value, factors)
     x32 = Cast <to: int = 1> (x)
     bias32 = Cast <to: int = 1> (bias)
     y32 = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
@@ -142,7 +153,19 @@ CodebookConv <kernel_shape, strides, pads, dilations, group: int = 1> (x, codes,
     y = {LIKE} (y32{OTHER})
 }"""
 
-_CODEBOOK = "codebook = Constant <value = float[256] {VALUES}> ()"
+#: The 256 values of RF8 from its 16 powers of two (0 for e = 0) and its 8 mantissas; code 128 + i is −code i, never −0.
+_CODEBOOK = """low = Constant <value = float[8] {LOW}> ()
+    high = Constant <value = float[8] {HIGH}> ()
+    mantissas = Constant <value = float[8] {MANTISSAS}> ()
+    zero = Constant <value_float: float = 0.0> ()
+    column = Constant <value_ints: ints = [-1, 1]> ()
+    vector = Constant <value_ints: ints = [-1]> ()
+    powers = Concat <axis: int = 0> (low, high)
+    powers_column = Reshape (powers, column)
+    positive = Mul (powers_column, mantissas)
+    negative = Sub (zero, positive)
+    both = Concat <axis: int = 0> (positive, negative)
+    codebook = Reshape (both, vector)"""
 _RF8 = {
     "RF8MatMul": f"""
 RF8MatMul (x, codes, scale, bias) => (y) {{
@@ -175,11 +198,19 @@ for _texts in _BODIES.values():
     _texts |= {"CodebookGather": _GATHER, "CodebookConv": _CONV, **_RF8}
 
 
+def _floats(values: Tensor) -> str:
+    return "{" + ", ".join(map(repr, values.tolist())) + "}"
+
+
 def _parse(text: str, opset: int) -> onnx.FunctionProto:
     like = opset >= CAST_LIKE_OPSET
-    values = ", ".join(repr(value) for value in RF8.codebook.tolist())
+    grid = RF8.codebook[:128].view(16, 8)
+    mantissas = grid[-1] / grid[-1, RESIDUALS.index(0.0)]
+    powers = grid[:, RESIDUALS.index(0.0)]
     filled = (
-        text.replace("{VALUES}", "{" + values + "}")
+        text.replace("{LOW}", _floats(powers[:8]))
+        .replace("{HIGH}", _floats(powers[8:]))
+        .replace("{MANTISSAS}", _floats(mantissas))
         .replace("{BLOCK}", str(BLOCK_WEIGHTS))
         .replace("{LIKE}", "CastLike" if like else "Identity")
         .replace("{OTHER}", ", x" if like else "")

@@ -6,7 +6,8 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.onnx.coded import torch_tensor
+from ggpass.onnx.lazy_codes import torch_tensor
+from ggpass.onnx.normalize import normalize
 from ggpass.onnx.reader import load
 from ggpass.onnx.weights import Weight, find_weights
 from ggpass.packed.checkpoint import Checkpoint, TensorInfo
@@ -28,7 +29,9 @@ class OnnxCheckpoint(Checkpoint):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._weights = {weight.name: weight for weight in find_weights(load(path))}
+        model = load(path)
+        normalize(model)  # weights inside functions are weights too
+        self._weights = {weight.name: weight for weight in find_weights(model)}
         self.tensors = tuple(
             TensorInfo(name, _shape(weight), _DTYPES[weight.tensor.dtype], self.path)
             for name, weight in self._weights.items()

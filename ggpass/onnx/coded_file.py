@@ -11,7 +11,8 @@ import onnx_ir as ir
 from ggpass.errors import FormatError
 from ggpass.inspection.coded import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
-from ggpass.onnx.reader import bytes_of, load
+from ggpass.onnx.reader import load
+from ggpass.onnx.tensors import bytes_of, tensor_bytes
 from ggpass.packed.codec.histogram import histogram
 
 
@@ -90,11 +91,10 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
         used = users[name]
         operators = tuple(dict.fromkeys(used))
         tensors.append(CodedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
-    kept = (v.const_value for g in model.graphs() for n, v in g.initializers.items() if n not in values)
     return CodedFile(
         opset=model.opset_imports.get("", 0),
         file_bytes=bytes_of(path, model),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
         tensors=tuple(tensors),
-        other_bytes=sum(tensor.nbytes for tensor in kept if tensor is not None),
+        other_bytes=tensor_bytes(model) - sum(tensor.bytes for tensor in tensors),
     )

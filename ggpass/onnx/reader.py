@@ -1,14 +1,24 @@
-"""Opening an ONNX file that someone else wrote: every tensor it refers to is there, and inside its own directory."""
+"""Opening an ONNX file that someone else wrote: every tensor it refers to is there, and beside it."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ggpass.errors import FormatError
+from ggpass.onnx.boundary import explained
+from ggpass.onnx.tensors import MappedTensor, graphs_of, tensors_of
+from ggpass.onnx.wire import read_model
+
+#: A sparse tensor is made dense up to this size, as ONNX Runtime does; a few bytes may ask for any size.
+MAX_DENSE_BYTES = 1 << 31
 
 
 def load(path: str | Path) -> ir.Model:
-    """The model of a file; its external tensors stay on disk until they are read.
+    """Return the model of a file; its tensors stay on disk until they are read.
 
     Raises:
         FormatError: no such file, no ONNX model, or external data that is missing, too short or elsewhere.
@@ -16,40 +26,75 @@ def load(path: str | Path) -> ir.Model:
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"{path} does not exist or is no file; give a .onnx file")
-    try:
-        model = ir.load(path)
-        graphs = list(model.graphs())
-    except Exception as error:  # protobuf and onnx_ir raise whatever a broken file makes of them
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FormatError(f"{path} is no ONNX model, or is damaged ({reason[:200]}); export it again") from error
-    if not any(len(graph) for graph in graphs):
+    with explained(f"{path} is no ONNX model, or is damaged", "export it again"):
+        proto = read_model(path)
+        for graph in _graphs(proto):
+            _make_dense(path, graph)
+        model = ir.from_proto(proto)
+        empty = not any(len(graph) for graph in model.graphs())
+        for tensor, put in tensors_of(model):
+            if isinstance(tensor, ir.ExternalTensor):
+                put(MappedTensor(tensor, _file_of(path, tensor)))
+            elif tensor.dtype is not ir.DataType.STRING and len(tensor.tobytes()) != tensor.nbytes:
+                raise FormatError(
+                    f"{path}: tensor {tensor.name!r} does not have the bytes of its shape; export it again"
+                )
+        for graph in graphs_of(model):
+            for value in graph.initializers.values():
+                if value.const_value is None:
+                    raise FormatError(f"{path}: initializer {value.name!r} has no data; export the model again")
+    if empty:
         raise FormatError(f"{path} holds no node; if it was cut short, download or export it again")
-    for graph in graphs:
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                _check_external(path, value.const_value)
-            elif value.const_value is None:
-                raise FormatError(f"{path}: initializer {value.name!r} has no data; export the model again")
     return model
 
 
-def files_of(path: Path, model: ir.Model) -> list[Path]:
-    """The model file and the files that it keeps tensors in."""
-    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
-    beside = {path.parent / str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return [path, *sorted(beside)]
+def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Yield every graph of a model, and its functions, which have nodes too."""
+    work = [proto.graph, *proto.functions]
+    while work:
+        graph = work.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                work += [attribute.g] if attribute.HasField("g") else []
+                work += attribute.graphs
 
 
-def bytes_of(path: Path, model: ir.Model) -> int:
-    """Bytes of those files together."""
-    return sum(file.stat().st_size for file in files_of(path, model))
+def _make_dense(path: Path, graph: Any) -> None:
+    """Turn sparse initializers and Constant nodes into dense ones: nothing behind this module knows sparse tensors."""
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        graph.initializer.append(_dense(path, sparse))
+    if isinstance(graph, onnx.GraphProto):
+        del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                dense = onnx.helper.make_attribute("value", _dense(path, attribute.sparse_tensor))
+                attribute.CopyFrom(dense)
 
 
-def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+def _dense(path: Path, sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    values, indices = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
+    name, size = sparse.values.name, int(np.prod(sparse.dims, dtype=object))
+    if size * values.itemsize > MAX_DENSE_BYTES:
+        raise FormatError(
+            f"{path}: the sparse tensor {name!r} takes {size * values.itemsize} bytes once it is dense, more than "
+            f"{MAX_DENSE_BYTES}; store it dense, in external data"
+        )
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    dense.reshape(-1)[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)] = values
+    return onnx.numpy_helper.from_array(dense, name)
+
+
+def _file_of(path: Path, tensor: ir.ExternalTensor) -> Path:
+    """Return the file that holds a tensor's data, links followed.
+
+    A model cache keeps links to files that lie together elsewhere; so a link may lead to where the model itself is.
+    """
     location = Path(str(tensor.location))
-    file = path.parent / location
-    folder = path.parent.resolve()
-    if location.is_absolute() or not file.resolve().is_relative_to(folder):
+    file = (path.parent / location).resolve()
+    beside = any(file.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent))
+    if location.is_absolute() or ".." in location.parts or not beside:
         raise FormatError(
             f"{path} reads {tensor.name!r} from {str(location)!r}, outside its directory; do not trust it"
         )
@@ -61,3 +106,4 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
             f"{path} keeps {tensor.name!r} in bytes {offset} to {offset + length} of {location}, which do not hold a "
             f"{tensor.dtype.name} {tuple(tensor.shape.numpy())}; download both files again"
         )
+    return file

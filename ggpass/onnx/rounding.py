@@ -7,11 +7,13 @@ the outputs is how the network itself carries roundings on, layer after layer. R
 their bound, so the largest movement seen, taken over a row of the output, covers one runtime's; two runtimes, twice it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 #: Runs with random signs; each row of an output has its own largest movement over all of them.
 RUNS = 4
@@ -22,34 +24,71 @@ ELEMENTARY = 8
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.convolution.default,
-)
+_ADD_PRODUCT = (aten.addmm.default, aten.addbmm.default, aten.baddbmm.default, aten.addmv.default)
+_DECODES = (torch.ops.ggpass.embedding.default, torch.ops.ggpass.dequantize.default)
 
 
-def accumulation(target: Any, args: tuple[Any, ...]) -> int:
-    """The longest path of roundings from an operand to a result of this node; 0 where nothing is computed."""
+def accumulation(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> int:
+    """Return the longest path of roundings from an operand to a result of a node; 0 if nothing is computed.
+
+    Args:
+        target: the operator.
+        args, kwargs: what it is called with.
+        run: calls it with them, for operators that tell only by their result's size how much they sum.
+    """
     schema = getattr(target, "_schema", None)
     if schema is None or any(a.alias_info is not None for a in schema.arguments):
         return 0  # a view, or getitem
-    tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point() and a.dim()]
-    if not tensors:
+    named = dict(zip([a.name for a in schema.arguments], args)) | kwargs
+    tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor) and a.is_floating_point()]
+    if not any(tensor.dim() for tensor in tensors) or target in (aten.cat.default, aten.stack.default):
         return 0
+    if target in _DECODES:
+        return 1
     if torch.Tag.pointwise in target.tags:
         return ELEMENTARY
-    if target in _CONVOLUTIONS:
-        return tensors[1][0].numel() + ELEMENTARY
-    if target is torch.ops.ggpass.embedding.default or target is torch.ops.ggpass.dequantize.default:
-        return 1
+    return _summed(target, named, tensors, run) + ELEMENTARY
+
+
+def _summed(target: Any, named: dict[str, Any], tensors: list[Tensor], run: Callable[[], Any]) -> int:
+    """Return how many products at most go into one number of the result."""
+    weight = named.get("weight")
+    if "conv" in target.__name__ and isinstance(weight, Tensor):
+        transposed = "transpose" in target.__name__ or named.get("transposed", False)
+        return (weight[:, 0] if transposed else weight[0]).numel()
+    if target is aten.einsum.default:
+        return _contracted(named["equation"], tensors)
     if target is aten.scaled_dot_product_attention.default:
         # Scores sum over the head's width, the result over the sequence.
-        return max(tensors[0].shape[-1], tensors[1].shape[-2]) + ELEMENTARY
-    return tensors[0].shape[-1] + ELEMENTARY
+        return max(tensors[0].shape[-1], tensors[1].shape[-2])
+    if target in _ADD_PRODUCT:
+        return next(t for t in tensors if t is not named["self"]).shape[-1]
+    first = tensors[0]
+    if first.dim() == 0:
+        return max(tensor.numel() for tensor in tensors)
+    dims = named.get("dim", named.get("dims_self"))
+    if dims is not None and dims != []:
+        dims = [dims] if isinstance(dims, int) else dims
+        return prod(first.shape[d] for d in dims if isinstance(d, int))
+    if "normalized_shape" in named:
+        return prod(first.shape[-len(named["normalized_shape"]) :])
+    results = [r for r in pytree.tree_leaves(run()) if isinstance(r, Tensor)]
+    ratio = first.numel() // max(1, min((r.numel() for r in results), default=1))
+    return max(first.shape[-1], ratio)
+
+
+def _contracted(equation: str, tensors: list[Tensor]) -> int:
+    """Return the product of the sizes that an einsum sums over."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not arrow:
+        output = "".join(label for label in inputs if inputs.count(label) == 1)
+    sizes: dict[str, int] = {}
+    for labels, tensor in zip(inputs.split(","), tensors):
+        # A label stands for one dimension; the ellipsis for those between, which are never summed over.
+        front, _, back = labels.partition("...")
+        sizes |= dict(zip(front, tensor.shape))
+        sizes |= dict(zip(reversed(back), reversed(tensor.shape)))
+    return prod(size for label, size in sizes.items() if label not in output)
 
 
 class Rounded(fx.Interpreter):
@@ -73,10 +112,13 @@ class Rounded(fx.Interpreter):
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        length = accumulation(target, args) if self.generator is not None else 0
-        if length:
-            args = tuple(self._rounded(a, length) for a in args)
-        return super().call_function(target, args, kwargs)
+        call = super().call_function
+        if self.generator is not None:
+            length = accumulation(target, args, kwargs, lambda: call(target, args, kwargs))
+            if length:
+                # Operands may lie in lists, as einsum's do.
+                args, kwargs = pytree.tree_map(lambda value: self._rounded(value, length), (args, kwargs))
+        return call(target, args, kwargs)
 
     def _rounded(self, value: Any, length: int) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -85,7 +85,7 @@ class Writer:
                 if record is None:
                     break
                 self.records[record.name] = record
-                self._at = record.end
+                self._at = max(self._at, record.end)
             self._journal.truncate(0)
             self._journal.seek(0)
             self._journal.write(plan.encode() + b"\n")
@@ -96,7 +96,7 @@ class Writer:
     def _verified(self, line: bytes) -> Record | None:
         try:
             record = Record(**parse_json(line, "the journal"))
-            if record.begin != self._at or record.end < record.begin:
+            if not 0 <= record.begin <= record.end:
                 return None
         except (TypeError, ValueError):
             return None
@@ -112,25 +112,29 @@ class Writer:
     def _log(self, record: Record) -> None:
         self._journal.write(json.dumps(record.__dict__, ensure_ascii=False).encode() + b"\n")
 
-    def write(self, name: str, pieces: Iterable[Piece], note: dict[str, Any] | None = None) -> Record:
-        """Append one tensor.
+    def write(
+        self, name: str, pieces: Iterable[Piece], note: dict[str, Any] | None = None, begin: int | None = None
+    ) -> Record:
+        """Write one tensor.
 
         Args:
             name: of the tensor.
             pieces: its bytes.
             note: kept in the journal; the caller may fill it in while it yields the pieces.
+            begin: its place in the data; behind all others if left out.
 
         Raises:
             OSError: the disk is full or refuses; what is finished stays for the next run.
         """
-        self._part.seek(self.header_bytes + self._at)
-        crc, end = 0, self._at
+        begin = self._at if begin is None else begin
+        self._part.seek(self.header_bytes + begin)
+        crc, end = 0, begin
         for piece in pieces:
             crc, end = crc32c(np.frombuffer(piece, np.uint8), crc), end + len(piece)
             self._put(piece)
-        record = Record(name, self._at, end, crc, note or {})
+        record = Record(name, begin, end, crc, note or {})
         self._log(record)
-        self.records[name], self._at = record, end
+        self.records[name], self._at = record, max(self._at, end)
         return record
 
     def _put(self, piece: Piece) -> None:

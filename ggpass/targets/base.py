@@ -1,5 +1,4 @@
-"""Target: where a lowered model runs. A name and its operators make one; what a device needs beyond that overrides a
-method."""
+"""Target: where a lowered model runs. A name and operators make one; a device that takes more overrides a method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -21,6 +21,7 @@ logger = logging.getLogger("ggpass")
 
 @functools.cache
 def _load() -> "CpuKernels | str":
+    """Load this machine's kernels; or return why there are none, which is logged once."""
     # Imported at the first use: loading the kernels' runtime is no part of `import ggpass`.
     from ggpass.kernels.cpu.library import load
 
@@ -31,15 +32,9 @@ def _load() -> "CpuKernels | str":
         return str(error)
 
 
-def _kernels() -> "CpuKernels | None":
-    """The loaded kernels; None where there are none, which is logged once."""
-    loaded = _load()
-    return None if isinstance(loaded, str) else loaded
-
-
 def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Tensor | None) -> Tensor:
-    kernels = _kernels()
-    if kernels is None:
+    kernels = _load()
+    if isinstance(kernels, str):
         return ops.reference_linear(x, codes, scale, codebook, bias)
     ops.check_linear(x, codes, scale, codebook)
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
@@ -51,8 +46,8 @@ def _linear(x: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, bias: Ten
 
 
 def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-    kernels = _kernels()
-    if kernels is None:
+    kernels = _load()
+    if isinstance(kernels, str):
         return ops.reference_embedding(ids, codes, scale, codebook, dtype)
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"embedding ids are int64 or int32, not {ids.dtype}")
@@ -68,8 +63,8 @@ def _embedding(ids: Tensor, codes: Tensor, scale: Tensor, codebook: Tensor, dtyp
 
 
 def _dequantize(codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-    kernels = _kernels()
-    if kernels is None:
+    kernels = _load()
+    if isinstance(kernels, str):
         return ops.reference_dequantize(codes, scale, codebook, dtype)
     return kernels.dequantize(codes, scale, codebook, dtype)
 

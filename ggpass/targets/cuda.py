@@ -19,10 +19,9 @@ from ggpass.graph.report import Report
 from ggpass.kernels.cuda import compiler
 from ggpass.kernels.cuda.archs import parse
 from ggpass.kernels.cuda.driver import reason_against
-from ggpass.kernels.cuda.tables import inexact, table_of
-from ggpass.kernels.cuda.uses import DTYPES, Use, variants_for
+from ggpass.kernels.cuda.uses import DTYPES, Use, inexact, table_of, variants_for
 from ggpass.lowering import operators as ops
-from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
+from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding, LoweredLinear
 from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.targets.base import Target
 from ggpass.targets.cuda_operators import float_note, generate, kernels_on
@@ -31,14 +30,6 @@ if TYPE_CHECKING:
     from ggpass.kernels.cuda.cubin import Cubin
 
 logger = logging.getLogger("ggpass")
-
-
-def _reason_here() -> str:
-    """Why no kernel can run on this machine; empty if one can."""
-    reason = reason_against()
-    if not reason and torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is built without CUDA; install a CUDA build of the same version"
-    return reason
 
 
 class CudaArtifact(Artifact):
@@ -103,8 +94,17 @@ class CudaTarget(Target):
     def unavailable(self) -> str | None:
         """Ahead of time: no compiler or no TVM. Else: no driver, no GPU, one too old, or a torch without CUDA."""
         if self.archs:
-            return _reason_not_to_build() or None
-        reason = _reason_here()
+            from ggpass.kernels import cache
+
+            try:
+                compiler.find()
+            except KernelsUnavailable as error:
+                return str(error)
+            there = cache.version_of("apache-tvm") is not None
+            return None if there else "apache-tvm is not installed to generate kernels; pip install 'ggpass[tvm]'"
+        reason = reason_against()
+        if not reason and torch.version.cuda is None:
+            reason = f"torch {torch.__version__} is built without CUDA; install a CUDA build of the same version"
         return f'{reason}; or build for a GPU elsewhere with arch="sm_90", or use rf8-cpu' if reason else None
 
     def check_tensor(self, name: str, tensor: Tensor) -> None:
@@ -157,10 +157,10 @@ class CudaTarget(Target):
         made: dict[tuple[str, str], Cubin] = {}
         try:
             if self.archs:
-                from ggpass.kernels.cuda.build import obtain_all
+                from ggpass.kernels.cuda.build import Builder
 
                 for arch in self.archs:
-                    made |= {(c.name, c.arch): c for c in obtain_all(wanted, arch, generate=generate)}
+                    made |= {(c.name, c.arch): c for c in Builder(generate).obtain_all(wanted, arch)}
             else:
                 for index in sorted({codes.device.index or 0 for _, codes, _ in uses}):
                     kernels = kernels_on(index)
@@ -208,19 +208,6 @@ def tune(
     return found
 
 
-def _reason_not_to_build() -> str:
-    """Why no kernel can be built here; empty if one can."""
-    from ggpass.kernels import cache
-
-    try:
-        compiler.find()
-    except KernelsUnavailable as error:
-        return str(error)
-    if cache.version_of("apache-tvm") is None:
-        return "apache-tvm is not installed to generate kernels; pip install 'ggpass[tvm]'"
-    return ""
-
-
 def describe(kernels: "Iterable[Cubin]") -> str:
     """One line for the report: how many kernels, for what, by which compiler, and what they take."""
     kernels = list(kernels)
@@ -247,7 +234,8 @@ def _uses(lowered: Program | nn.Module) -> Iterator[tuple[Use, Tensor, Tensor]]:
         return
     for module in lowered.modules():
         if isinstance(module, Lowered):
-            families = {LoweredEmbedding: "embedding", LoweredConv: "dequantize"}
-            family = next((name for kind, name in families.items() if isinstance(module, kind)), "linear")
-            held = module.lowered
-            yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
+            known = {LoweredEmbedding: ("embedding",), LoweredConv: ("dequantize",), LoweredLinear: ("linear",)}
+            families = next((found for kind, found in known.items() if isinstance(module, kind)), ("linear", "dequantize"))
+            for held in module.lowered_weights().values():
+                for family in families:
+                    yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook

@@ -1,4 +1,4 @@
-"""The operators on CUDA tensors: kernels where they can be had, the reference where not, which is said once."""
+"""The operators on CUDA tensors: kernels if they can be had, else the reference, which is logged once."""
 
 import functools
 import logging
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ggpass")
 
-_said: set[str] = set()
 
-
+@functools.cache
 def _say_once(what: str) -> None:
-    if what not in _said:
-        _said.add(what)
-        logger.warning("%s", what)
+    logger.warning("%s", what)
 
 
 def _raw_stream(index: int) -> int:
@@ -50,6 +47,7 @@ def generate(variant: Variant) -> Source:
 def kernels_on(index: int) -> "CudaKernels | str":
     """The kernels of torch's device "cuda:index", or why there are none; nothing is built or loaded yet."""
     # Imported at the first use: loading the driver is no part of `import ggpass`.
+    from ggpass.kernels.cuda.build import Builder
     from ggpass.kernels.cuda.driver import DriverError, open_driver
     from ggpass.kernels.cuda.kernels import CudaKernels
 
@@ -61,7 +59,7 @@ def kernels_on(index: int) -> "CudaKernels | str":
     reason = device.reason_against()
     # The same without torch's checks and its stream object, where torch has it.
     raw = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
-    return reason or CudaKernels(driver, device, functools.partial(raw, index), generate)
+    return reason or CudaKernels(driver, device, functools.partial(raw, index), Builder(generate))
 
 
 def _kernels(codes: Tensor, **others: Tensor | None) -> "CudaKernels | None":

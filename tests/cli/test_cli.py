@@ -256,6 +256,15 @@ def test_inspect_plot_writes_a_png(run: Run, checkpoint: Path, tmp_path: Path) -
     assert json.loads(run("inspect", checkpoint, "--plot", out, "--json").out)
 
 
+def test_a_plot_of_codes_is_refused(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.safetensors"
+    assert run("pack", checkpoint, packed).code == 0
+    assert "efficiency" in run("inspect", packed).out
+    ran = run("inspect", packed, "--plot", tmp_path / "out.png")
+    assert_one_line_error(ran, "--plot draws float weights", "leave --plot out")
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_inspect_errors_are_one_line(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert_one_line_error(run("inspect", tmp_path / "none.safetensors"), "none.safetensors does not exist; give")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")

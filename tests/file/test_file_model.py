@@ -55,7 +55,7 @@ def test_every_format_comes_back(name: str, granularity: str, tmp_path: Path) ->
         assert torch.equal(load(path, into=other)(IDS), first(IDS))
     module = ggpass.compile(Net().eval(), target=target, scheme=scheme)
     save(module, path)
-    assert torch.equal(load(path, into=Net().eval(), device="reference")(IDS), module(IDS))
+    assert torch.equal(load(path, into=Net().eval(), target="reference")(IDS), module(IDS))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_compiled_model_comes_back(compiled: nn.Module, tmp_path: Path) -> Non
     assert opened.stored("embed.weight").kind == "codes"
     assert opened.manifest.aliases == {"head.weight": "embed.weight"}  # tied: stored once
     assert opened.stored("norm.running_mean").kind == "plain"
-    loaded = load(path, into=Net().eval(), device="reference")
+    loaded = load(path, into=Net().eval(), target="reference")
     assert isinstance(loaded, Net)
     assert torch.equal(loaded(IDS), compiled(IDS))
     for name in ("embed", "conv", "head"):
@@ -87,7 +87,7 @@ def test_into_a_model_without_values(compiled: nn.Module, tmp_path: Path) -> Non
     save(compiled, tmp_path / "m.safetensors")
     with torch.device("meta"):
         empty = Net().eval()
-    loaded = load(tmp_path / "m.safetensors", into=empty, device="reference")
+    loaded = load(tmp_path / "m.safetensors", into=empty, target="reference")
     assert not [n for n, t in loaded.state_dict().items() if t.device.type == "meta"]
     assert torch.equal(loaded(IDS), compiled(IDS))
 
@@ -115,7 +115,7 @@ def test_a_packed_checkpoint_loads_as_codes(tmp_path: Path) -> None:
 
     unpack(tmp_path / "float.safetensors", tmp_path / "plain.safetensors")
     pack(tmp_path / "plain.safetensors", tmp_path / "m.safetensors", "rf8", only=("embed", "conv", "head"))
-    loaded = load(tmp_path / "m.safetensors", into=Net().eval(), device="reference")
+    loaded = load(tmp_path / "m.safetensors", into=Net().eval(), target="reference")
     expected = ggpass.compile(net, target="rf8-reference", only=["embed", "conv", "head"])
     assert torch.equal(loaded(IDS), expected(IDS))
 
@@ -151,7 +151,7 @@ def test_transposed_codes_of_conv1d(tmp_path: Path) -> None:
     opened = PackedFile(tmp_path / "m.safetensors")
     assert opened.stored("0.weight").transposed
     assert torch.equal(opened.read("0.weight"), lowered[0].weight)
-    loaded = load(tmp_path / "m.safetensors", into=nn.Sequential(conv1d(48, 32)), device="reference")
+    loaded = load(tmp_path / "m.safetensors", into=nn.Sequential(conv1d(48, 32)), target="reference")
     x = torch.randn(5, 32)
     assert torch.equal(loaded(x), lowered(x))
 
@@ -169,7 +169,7 @@ def test_minilm_saved_and_loaded(tmp_path: Path) -> None:
     save(compiled, tmp_path / "m.safetensors")
     config = transformers.AutoConfig.from_pretrained(real.minilm_folder())
     fresh = transformers.AutoModel.from_config(config).eval()
-    loaded = load(tmp_path / "m.safetensors", into=fresh, device="reference")
+    loaded = load(tmp_path / "m.safetensors", into=fresh, target="reference")
     ids = torch.randint(1000, 20_000, (2, 16))
     assert torch.equal(loaded(ids)[0], compiled(ids)[0])
     on_cpu = load(tmp_path / "m.safetensors", into=transformers.AutoModel.from_config(config).eval())

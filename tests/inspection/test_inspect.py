@@ -100,7 +100,11 @@ BROKEN: list[tuple[str, Callable[[Path], Path], str]] = [
         lambda d: put(d / "m.safetensors", b"hello"),
         r"m\.safetensors is no safetensors file, or is damaged .*; download or save it again",
     ),
-    ("index is no JSON", lambda d: put(d / "m.safetensors.index.json", b"{").parent, r"not readable as JSON"),
+    (
+        "index is no JSON",
+        lambda d: put(d / "m.safetensors.index.json", b"{").parent,
+        r"index\.json is corrupt: .*; fetch the file again",
+    ),
     ("index is a list", lambda d: shard(d, []), r"has no weight_map"),
     ("index without files", lambda d: shard(d, {"weight_map": {"a": 3}}), r"has no weight_map"),
     (
@@ -320,7 +324,7 @@ def test_histogram_is_a_density_in_units_of_sigma(monkeypatch: pytest.MonkeyPatc
     assert got.beyond == pytest.approx(1e-4)
     assert got.density.sum().item() * width == pytest.approx(1 - 1e-4)
     assert got.density[plot.BINS // 2].item() == pytest.approx(1 / math.sqrt(2 * math.pi), rel=0.05)
-    monkeypatch.setattr(scheme, "BLOCK_ELEMENTS", 5000)
+    monkeypatch.setattr("ggpass.ggd.blocks.CPU_BLOCK", 5000)
     assert torch.equal(plot.histogram("w", weight, ggd).density, got.density)
 
 

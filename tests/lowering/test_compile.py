@@ -196,12 +196,8 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
-@pytest.mark.parametrize(
-    ("make", "parent"),
-    [(lambda: nn.MultiheadAttention(16, 2, batch_first=True), "MultiheadAttention"), (encoder, "TransformerEncoder")],
-    ids=["MultiheadAttention", "TransformerEncoder"],
-)
-def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module], parent: str) -> None:
+@pytest.mark.parametrize("make", [lambda: nn.MultiheadAttention(16, 2, batch_first=True), encoder])
+def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module]) -> None:
     class Holds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -213,35 +209,13 @@ def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module], parent
 
     model, x = Holds().eval(), torch.randn(2, 5, 16)
     lowered = ggpass.compile(model, target="rf8-cpu")
-    report = ggpass.report(lowered)
-    assert {c.name for c in report.changes} == {"out.weight"}
-    kept = [s for s in report.skips if s.matrix]
-    assert kept
-    assert all(parent in s.reason or "MultiheadAttention" in s.reason for s in kept)
+    assert ggpass.report(lowered).lowered_share == 1.0
     with torch.no_grad():
-        error = (lowered(x) - model(x)).norm() / model(x).norm()
-        # Traced, the same weights are ordinary operands, and all of them are lowered.
         artifact = ggpass.compile(model, (x,), target="rf8-cpu")
         assert artifact.report.lowered_share == 1.0
-        assert (artifact(x) - model(x)).norm() / model(x).norm() < 0.2
-    assert error < 0.1
-
-
-def test_subclasses_with_a_forward_of_their_own_stay() -> None:
-    class Twice(nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(input)
-
-    class Plain(nn.Linear):
-        pass
-
-    model = nn.Sequential(Twice(8, 8), Plain(8, 8), nn.Embedding(8, 8, max_norm=1.0), nn.LSTM(8, 8))
-    report = ggpass.report(ggpass.compile(model, target="rf8-cpu"))
-    assert {c.name for c in report.changes} == {"1.weight"}
-    reasons = {s.name: s.reason for s in report.skips if s.matrix}
-    assert "forward of its own" in reasons["0.weight"]
-    assert "max_norm" in reasons["2.weight"]
-    assert "LSTM" in reasons["3.weight_ih_l0"]
+        # The same codes both ways, in layers that round differently.
+        torch.testing.assert_close(lowered(x), artifact(x), rtol=0, atol=1e-5)
+        assert (lowered(x) - model(x)).norm() / model(x).norm() < 0.2
 
 
 def test_one_module_in_two_places_and_a_bare_module() -> None:

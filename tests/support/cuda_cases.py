@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ggpass.formats import FORMATS as ALL
 from ggpass.formats import Format
-from ggpass.kernels.cuda.tables import table_of
+from ggpass.kernels.cuda.uses import table_of
 from ggpass.kernels.cuda.variants import DECODERS
 from support.closeness import assert_rejects_corruption, assert_within, dot_bound
 

@@ -11,6 +11,7 @@ import pytest
 
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.compiler import Compiled, Source
 from ggpass.kernels.cuda.kernels import CudaKernels
 from ggpass.targets import cuda
@@ -119,7 +120,7 @@ class Gpu:
 
 def kernels_of(stub: Stub, directory: Path, stream: int = 7) -> CudaKernels:
     driver = stub.driver()
-    return CudaKernels(driver, driver.device(0), lambda: stream, generate=describe, directory=directory)
+    return CudaKernels(driver, driver.device(0), lambda: stream, Builder(describe, directory))
 
 
 def make_gpu(stub: Stub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:

@@ -59,7 +59,7 @@ def portable() -> Isa:
 
 
 def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
-    """The best instruction set of this machine; the portable one where it cannot be told."""
+    """The best instruction set of this machine; the portable one if it cannot be recognized."""
     if portable() is PORTABLE_ARM:
         return NEON
     flags = set(_field(cpuinfo, "flags").split())
@@ -69,7 +69,7 @@ def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
 
 
 def _field(cpuinfo: Path, name: str) -> str:
-    """The first value of `name` in /proc/cpuinfo; empty where there is none."""
+    """The first value of `name` in /proc/cpuinfo; empty if there is none."""
     try:
         lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -86,7 +86,7 @@ class CpuKernels:
         return y
 
     def dequantize(self, codes: Tensor, scale: Tensor, codebook: Tensor, dtype: torch.dtype) -> Tensor:
-        """codebook[codes] · scale, rounded to `dtype` once more where that is not float32: (N, K)."""
+        """codebook[codes] · scale, rounded to `dtype` once more if that is not float32: (N, K)."""
         _check_codes(codes, scale, codebook)
         out = torch.empty(codes.shape, dtype=dtype, device="cpu")
         n, k = codes.shape

@@ -18,10 +18,10 @@ _lock = threading.Lock()
 
 
 def load(isa: Isa | None = None, directory: Path | None = None) -> CpuKernels:
-    """The kernels for `isa` (this machine's where None), once for a process.
+    """The kernels for `isa` (this machine's if None), once for a process.
 
     Args:
-        directory: where built libraries are kept; the user's cache directory where None.
+        directory: where built libraries are kept; the user's cache directory if None.
 
     Raises:
         KernelsUnavailable: with the reason and the next action.

@@ -5,6 +5,7 @@ A matrix read once per token spends a tenth of its time on page-table walks in 4
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import mmap
@@ -17,8 +18,6 @@ logger = logging.getLogger("ggpass")
 
 LINE_BYTES = 64
 HUGE_BYTES = 2 << 20
-
-_said_why_not: set[str] = set()
 
 
 def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -54,7 +53,6 @@ def _huge(size: int) -> Tensor | None:
     return raw[start:][:size]
 
 
+@functools.cache
 def _say_why_not(reason: str) -> None:
-    if reason not in _said_why_not:
-        _said_why_not.add(reason)
-        logger.info("codes lie in ordinary pages: %s", reason)
+    logger.info("codes lie in ordinary pages: %s", reason)

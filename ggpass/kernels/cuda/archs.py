@@ -3,7 +3,7 @@
 A cubin for sm_XY runs on every device of the same major number X and a minor number of at least Y (CUDA C++
 Programming Guide, "Binary Compatibility"): sm_80 serves 8.0, 8.6 and 8.7, sm_90 serves 9.0, sm_100 serves 10.0 and
 10.3. A cubin for sm_90a runs on 9.0 and on nothing else. Nothing of ours serves a major number that is not in ARCHS
-(sm_110, sm_120): there a kernel is compiled for the device itself, and no PTX is carried for it.
+(sm_110, sm_120): there a kernel is compiled for the device itself, without PTX.
 """
 
 from __future__ import annotations

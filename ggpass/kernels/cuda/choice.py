@@ -40,7 +40,7 @@ class Choices:
     def __init__(self, device: Device, directory: Path | None = None) -> None:
         """Args:
         device: its name is the key.
-        directory: where the choices are kept; the kernels' cache directory where None.
+        directory: where the choices are kept; the kernels' cache directory if None.
         """
         directory = cache.default_directory() if directory is None else directory
         name = re.sub(r"\W+", "-", device.name).strip("-").lower()

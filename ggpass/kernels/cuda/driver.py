@@ -87,7 +87,7 @@ class Device:
         return name_of(self.capability)
 
     def reason_against(self) -> str:
-        """Why the kernels do not run on it; empty where they do."""
+        """Why the kernels do not run on it; empty if they do."""
         if self.capability >= OLDEST:
             return ""
         return f"the kernels need {name_of(OLDEST)} or newer, and this is {self.name} ({self.arch})"
@@ -115,7 +115,7 @@ class Driver:
         """Initialize.
 
         Raises:
-            DriverError: it cannot be; NO_DEVICE where there is no GPU.
+            DriverError: it cannot be; NO_DEVICE if there is no GPU.
             AttributeError: the library lacks a function.
         """
         self._calls: dict[str, Any] = {}
@@ -231,7 +231,7 @@ class Driver:
             context: the device's, in which the function and the stream live.
 
         Raises:
-            DriverError: the launch was refused. What goes wrong on the device is told by a later call, as with torch.
+            DriverError: the launch was refused. What goes wrong on the device shows at a later call, as with torch.
         """
         mine: Any = _current
         self._current(mine.reference)
@@ -249,7 +249,7 @@ def open_driver(library: str | None = None) -> Driver:
     """The driver of this machine, once for a process.
 
     Args:
-        library: to load; the system's where None.
+        library: to load; the system's if None.
 
     Raises:
         KernelsUnavailable: there is none, it cannot start, or it sees no GPU; with the reason and the next action.
@@ -282,7 +282,7 @@ def _no_device() -> str:
 
 
 def reason_against(library: str | None = None) -> str:
-    """Why no kernel can run on this machine, and what to do about it; empty where one can."""
+    """Why no kernel can run on this machine, and what to do about it; empty if one can."""
     try:
         driver = open_driver(library)
         devices = driver.devices()

@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ggpass.errors import GgpassError, KernelsUnavailable
-from ggpass.kernels.cuda import build, choice, cubin, variants
+from ggpass.kernels.cuda import choice, cubin, variants
 from ggpass.kernels.cuda.archs import arch_for
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.choice import Choices
 from ggpass.kernels.cuda.driver import Device, Driver
 from ggpass.kernels.cuda.launch import Kernel
-from ggpass.kernels.cuda.tables import Table, table_of
-from ggpass.kernels.cuda.uses import DTYPES, ROW_DTYPES
+from ggpass.kernels.cuda.uses import DTYPES, ROW_DTYPES, Table, table_of
 from ggpass.kernels.cuda.variants import Launch, Variant
 from ggpass.kernels.tensor_cache import TensorCache
 
@@ -51,20 +50,17 @@ class CudaKernels:
         driver: Driver,
         device: Device,
         stream: Callable[[], int],
-        generate: build.Generate,
-        *,
-        directory: Path | None = None,
+        builder: Builder,
     ) -> None:
         """Nothing is built or loaded yet.
 
         Args:
             stream: the handle of torch's current stream on that GPU.
-            generate: the CUDA C of a variant.
-            directory: where built kernels and measured choices are kept; the user's cache directory if None.
+            builder: of kernels; measured choices are kept in its directory.
         """
         self.device = device
-        self._driver, self._stream, self._directory, self._generate = driver, stream, directory, generate
-        self._choices = Choices(device, directory)
+        self._driver, self._stream, self._builder = driver, stream, builder
+        self._choices = Choices(device, builder.directory)
         self._tables = TensorCache(table_of)
         self._scaled: dict[float, TensorCache[Tensor]] = {}
         self._kernels: dict[str, Kernel] = {}
@@ -77,7 +73,7 @@ class CudaKernels:
         """(x @ codebook[codes]ᵀ) · scale + bias, sums in float32.
 
         Args:
-            x: (…, K) bfloat16 or float16; copied where it is not contiguous or its address no multiple of 16.
+            x: (…, K) bfloat16 or float16; copied if it is not contiguous or its address no multiple of 16.
             codes: (N, K) uint8, canonical; likewise.
             scale: (N,) or (1,) float32.
             bias: (N,) or (1,) floating, or None.
@@ -139,7 +135,7 @@ class CudaKernels:
         return y
 
     def load(self, wanted: Sequence[Variant]) -> list[cubin.Cubin]:
-        """Build and load variants ahead of their first call, several at a time; see `build.obtain_all`.
+        """Build and load variants ahead of their first call, several at a time; see `Builder.obtain_all`.
 
         Raises:
             KernelsUnavailable: one cannot be had.
@@ -147,7 +143,7 @@ class CudaKernels:
         newest, capability = self._driver.version[0], self.device.capability
         missing = [v for v in wanted if cubin.FROM_FILES.find(v.name, capability, newest) is None]
         arch = arch_for(capability)
-        built = build.obtain_all(missing, arch, newest, generate=self._generate, directory=self._directory)
+        built = self._builder.obtain_all(missing, arch, newest)
         there = {made.name for made in built}
         left_out = {variant.name for variant in missing if variant.name not in there}
         return [self._kernel(variant).cubin for variant in wanted if variant.name not in left_out]
@@ -208,7 +204,7 @@ class CudaKernels:
         memory = self._scaled.setdefault(table.unit, TensorCache(lambda scale: _finished(scale * table.unit)))
         found = memory.find(scale)
         if found is None:
-            # What a capture allocates holds nothing until the graph runs: it must not be remembered.
+            # What a capture allocates holds nothing until the graph runs: it must not be cached.
             found = scale * table.unit if self._capturing() else memory.of(scale)
         return table, found
 
@@ -274,7 +270,7 @@ class CudaKernels:
             self._refuse_capture(f"kernel {variant.name}, which is not loaded yet")
             try:
                 capability, newest = self.device.capability, self._driver.version[0]
-                found = build.find(variant, capability, newest, generate=self._generate, directory=self._directory)
+                found = self._builder.find(variant, capability, newest)
                 kernel = Kernel(self._driver, self.device, found)
             except KernelsUnavailable as error:
                 self._failed[variant.name] = cubin.FROM_FILES.generation, str(error)
@@ -338,6 +334,6 @@ def _finished(tensor: Tensor) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied where it is not contiguous or does not start at a multiple of 16 bytes."""
+    """The tensor, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)

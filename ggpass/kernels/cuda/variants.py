@@ -95,7 +95,7 @@ class Small(_Product):
 
     @property
     def accumulators(self) -> int:
-        """Registers that the products add to; half of them are of no use where they are `paired`."""
+        """Registers that the products add to; half of them are of no use if they are `paired`."""
         return self.sums * (4 if self.paired else 1)
 
     @property
@@ -182,7 +182,7 @@ class Gemm(_Product):
 
 @dataclass(frozen=True)
 class Triton:
-    """y = x · wᵀ by Triton, for N and K that 16 divides; only where it is measured to be faster, see `tune`.
+    """y = x · wᵀ by Triton, for N and K that 16 divides; only if it is measured to be faster, see `tune`.
 
     Attributes:
         rows: of x in a block.
@@ -309,7 +309,7 @@ def linear_variants(
     small = [Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items() if m <= rows]
     gemms = [Gemm(*kind, *blocking) for blocking in _by_guess(m, n) if m > ROWS_A]
     fitting = [variant for variant in small if variant.launch(m, n, k).shared <= shared]
-    # Of the small ones the least: it wastes the fewest rows, and where it does not fit the next one may.
+    # Of the small ones the least: it wastes the fewest rows, and if it does not fit the next one may.
     return (*fitting[:1], *(variant for variant in gemms if variant.launch(m, n, k).shared <= shared))
 
 

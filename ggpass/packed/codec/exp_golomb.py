@@ -63,21 +63,6 @@ def best_order(n: np.ndarray, counts: np.ndarray | None = None) -> int:
     return min(orders, key=lambda k: float((lengths(n, k) * counts).sum()))
 
 
-def best_order_of_gg(alpha: float, nu: float, step: float) -> int:
-    """k = argmin_k E[bits_k(signed(q))], q = round(x / step), x of density ∝ exp(−(|x| / alpha)^nu).
-
-    What a decoder-side model gives without looking at the data. The density is summed at the grid points, which for
-    the steps in use differs from the integral over cells by less than any order changes the length.
-    """
-    if not (alpha > 0 and nu > 0 and step > 0):
-        raise FormatError(f"a generalized Gaussian needs alpha, nu and step above 0, not {alpha}, {nu}, {step}")
-    reach = alpha * 40.0 ** (1 / nu)  # beyond it exp(−40)
-    q = np.unique(np.round(np.geomspace(1, max(2.0, min(reach / step, 2.0**40)), 4096))).astype(np.int64)
-    weight = np.diff(np.append(q, q[-1] + 1)) * np.exp(-((q * step / alpha) ** nu))  # one point stands for its gap
-    numbers = np.concatenate([[0], signed_map(q), signed_map(-q)])
-    return best_order(numbers, np.concatenate([[1.0], weight, weight]))
-
-
 def encode(n: np.ndarray, order: int) -> bytes:
     """The code words one after the other, most significant bit first; the last byte filled up with zero bits."""
     n = np.ascontiguousarray(n, dtype=np.uint64)

@@ -1,10 +1,13 @@
 """The disk cache: built once, never half a file, damaged ones built anew, and no TVM needed to use it."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +70,58 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
         library.fetch(AVX2, fail, tmp_path)
     assert not list(tmp_path.glob("*.so"))
     assert library.fetch(AVX2, Build(), tmp_path).exists()
+
+
+def test_what_is_cached_is_the_users_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = library.fetch(AVX2, Build(), tmp_path / "ggpass" / "kernels")
+    finally:
+        os.umask(before)
+    assert (path.parent.stat().st_mode & 0o777, path.parent.parent.stat().st_mode & 0o777) == (0o700, 0o700)
+    assert {file.stat().st_mode & 0o177 for file in path.parent.iterdir()} == {0}
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from ggpass.kernels.cpu import library
+        from ggpass.kernels.cpu.isa import AVX2
+        def build(isa, path):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        library.fetch(AVX2, build, Path(sys.argv[1]))
+    """)
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".build-*"))) == 1
+    others = tmp_path / ".build-old-1", tmp_path / ".build-new-1"
+    for folder in others:
+        folder.mkdir()
+    os.utime(others[0], (1, 1))
+    library.fetch(AVX2, Build(), tmp_path)
+    assert list(tmp_path.glob(".build-*")) == [others[1]]
+
+
+@pytest.mark.parametrize("free", [1 << 20, 1 << 40])
+def test_a_linker_that_fails_on_a_full_disk_asks_for_space(tmp_path: Path, monkeypatch, free: int) -> None:
+    pytest.importorskip("tvm")
+    from ggpass.kernels.cpu.generate import module
+
+    class Compiled:
+        @staticmethod
+        def write_to_file(path: str) -> None:
+            Path(path).write_bytes(b"cut off")
+
+    monkeypatch.setattr(module, "compile_module", lambda isa: Compiled)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    match = (
+        "(?s)No space left on device.*free some space" if free < module.LEAST_FREE else "(?s)could not link.*binutils"
+    )
+    with pytest.raises(KernelsUnavailable, match=match):
+        library.fetch(AVX2, library._build, tmp_path)
+    assert not list(tmp_path.glob(".build-*"))
 
 
 def test_without_tvm_a_library_of_any_tvm_version_serves(tmp_path: Path, monkeypatch) -> None:

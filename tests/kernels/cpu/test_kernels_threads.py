@@ -91,6 +91,24 @@ def test_a_small_layer_does_not_wake_the_pool_and_the_next_large_one_does(kernel
     """)
 
 
+def test_a_forked_child_computes_on_its_one_thread(kernels) -> None:
+    """Its parent's pool is not in it: waiting for those threads would last for ever, as torch's own operators do."""
+    run_in_new_process("""
+        import signal
+        torch.set_num_threads(2)
+        codes = torch.full((512, 512), 0x7B, dtype=torch.uint8)
+        inputs = [torch.ones(m, 512) for m in (1, 2, 8, 20)]
+        multiply = lambda x: kernels.linear(x, codes, torch.ones(1), None, RF8_CODEBOOK)
+        assert bool((multiply(inputs[2]) == 512).all())
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if all(bool((multiply(x) == 512).all()) for x in inputs) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert bool((multiply(inputs[2]) == 512).all())
+    """)
+
+
 def test_calls_from_other_threads_at_once_agree(kernels) -> None:
     torch.manual_seed(0)
     codes = torch.randint(8, 128, (96, 200), dtype=torch.uint8) | 1

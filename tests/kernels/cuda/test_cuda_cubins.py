@@ -14,6 +14,7 @@ from support.cuda_stub import Stub, stub  # noqa: F401
 from ggpass.errors import KernelsUnavailable
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import build, compiler, cubin
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.compiler import Compiled
 from ggpass.kernels.cuda.cubin import Cubin, FileKernels
 from ggpass.kernels.cuda.launch import Kernel
@@ -71,7 +72,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 
 @functools.cache
-def real(kind: str) -> compiler.Compiler:
+def real(kind: str) -> compiler.Nvcc | compiler.Nvrtc:
     """nvcc or nvrtc of this machine; skips where there is none."""
     for found in compiler._compilers():
         if found.label.startswith(kind):
@@ -153,14 +154,14 @@ def test_nvcc_is_looked_for_where_the_toolkit_is(tmp_path: Path, monkeypatch: py
 
 
 def test_a_kernel_is_built_once_for_each_architecture(tmp_path: Path, fake: FakeCompiler) -> None:
-    first = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
-    again = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    first = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
+    again = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     assert fake.count == 1
     assert again == first
     assert (first.arch, first.entry, first.parameters, first.cuda) == ("sm_90", "axpy", Source().parameters, 13)
     assert (first.registers, first.shared, first.spills) == (40, 512, None)
-    build.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
-    build.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
+    Builder(generate, tmp_path).obtain(Variant(), "sm_80")
+    Builder(generate, tmp_path).obtain(Variant("other"), "sm_90")
     assert fake.count == 3
 
 
@@ -173,68 +174,87 @@ def test_the_key_follows_generator_and_compiler(tmp_path: Path, fake: FakeCompil
             monkeypatch.setattr(build, "key", lambda: "0123456789abcdef")
         elif change == "tvm":
             monkeypatch.setattr(cache, "version_of", lambda name: "9" if name == "apache-tvm" else version_of(name))
-        build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+        Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     assert fake.count == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no cubin"])
 def test_a_damaged_file_is_built_anew(tmp_path: Path, fake: FakeCompiler, damage: str) -> None:
-    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     (path,) = tmp_path.glob("*.cubin")
     data = path.read_bytes()
     path.write_bytes({"cut": data[:-1], "flipped": data[:-1] + b"!", "no cubin": b""}[damage])
-    assert build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
+    assert Builder(generate, tmp_path).obtain(Variant(), "sm_90") == good
     assert fake.count == 2
 
 
 def test_without_tvm_what_any_version_built_serves(tmp_path: Path, fake: FakeCompiler, monkeypatch) -> None:
-    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     version_of = cache.version_of
     monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
     fake.label, fake.major = "nvrtc12.1", 12
-    assert build.find(Variant(), (9, 0), directory=tmp_path, generate=generate) == good
+    assert Builder(generate, tmp_path).find(Variant(), (9, 0)) == good
     assert fake.count == 1
     with pytest.raises(KernelsUnavailable, match=r"apache-tvm is not installed.*pip install 'ggpass\[tvm\]'"):
-        build.obtain(Variant("other"), "sm_90", directory=tmp_path, generate=generate)
+        Builder(generate, tmp_path).obtain(Variant("other"), "sm_90")
     with pytest.raises(KernelsUnavailable, match="apache-tvm is not installed"):
-        build.obtain(Variant(), "sm_90", 12, directory=tmp_path, generate=generate)
+        Builder(generate, tmp_path).obtain(Variant(), "sm_90", 12)
 
 
 def test_without_a_compiler_what_is_cached_serves(tmp_path: Path, fake: FakeCompiler, monkeypatch) -> None:
-    good = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    good = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
-    assert build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate) == good
+    assert Builder(generate, tmp_path).obtain(Variant(), "sm_90") == good
     with pytest.raises(KernelsUnavailable, match="no CUDA compiler"):
-        build.obtain(Variant(), "sm_80", directory=tmp_path, generate=generate)
+        Builder(generate, tmp_path).obtain(Variant(), "sm_80")
 
 
 def test_several_are_built_together(tmp_path: Path, fake: FakeCompiler) -> None:
     wanted = [Variant(f"axpy{i}") for i in range(20)]
-    made = build.obtain_all(wanted, "sm_90", directory=tmp_path, generate=generate)
+    made = Builder(generate, tmp_path).obtain_all(wanted, "sm_90")
     assert [cubin.name for cubin in made] == [variant.name for variant in wanted]
     assert len({cubin.image for cubin in made}) == 20
 
 
-def test_what_a_file_carried_is_found_first_and_the_newest_that_fits(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+def test_what_a_file_carried_is_taken_before_anything_is_built_and_the_newest_that_fits(
+    tmp_path: Path, fake: FakeCompiler
+) -> None:
+    built = Builder(generate, tmp_path / "elsewhere").obtain(Variant(), "sm_90")
     for arch in ("sm_80", "sm_90", "sm_100"):
         cubin.FROM_FILES.add([dataclasses.replace(built, arch=arch, log="carried")])
     for capability, arch in (((9, 0), "sm_90"), ((8, 9), "sm_80"), ((10, 3), "sm_100")):
-        found = build.find(Variant(), capability, directory=tmp_path, generate=generate)
+        found = Builder(generate, tmp_path).find(Variant(), capability)
         assert (found.arch, found.log) == (arch, "carried")
-    assert build.find(Variant(), (12, 0), directory=tmp_path, generate=generate).arch == "sm_120"
+    assert Builder(generate, tmp_path).find(Variant(), (12, 0)).arch == "sm_120"
     assert cubin.FROM_FILES.find("axpy", (9, 0), 12) is None
 
 
+@pytest.mark.parametrize("without", ["nothing", "compiler", "tvm"])
+def test_what_this_machine_built_comes_before_what_a_file_carried(
+    tmp_path: Path, fake: FakeCompiler, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's kernels serve every model of the process: they replace none that works."""
+    built = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
+    cubin.FROM_FILES.add([dataclasses.replace(built, log="carried")])
+    version_of = cache.version_of
+    if without == "compiler":
+        monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
+    if without == "tvm":
+        monkeypatch.setattr(cache, "version_of", lambda name: None if name == "apache-tvm" else version_of(name))
+    assert Builder(generate, tmp_path).find(Variant(), (9, 0)) == built
+    assert Builder(generate, tmp_path / "empty").find(Variant(), (9, 0)).log == "carried"
+    assert fake.count == 1
+
+
 def test_a_kernel_of_another_ggpass_is_not_taken(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    built = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     foreign = cubin.FROM_FILES.add([dataclasses.replace(built, interface="0" * 16)])
     assert foreign == ["axpy for sm_90"]
     assert cubin.FROM_FILES.find("axpy", (9, 0)) is None
 
 
 def test_a_cubin_survives_its_bytes_and_damage_does_not(tmp_path: Path, fake: FakeCompiler) -> None:
-    built = build.obtain(Variant(), "sm_90", directory=tmp_path, generate=generate)
+    built = Builder(generate, tmp_path).obtain(Variant(), "sm_90")
     data = built.to_bytes()
     assert Cubin.from_bytes(data) == built
     head, _, image = data.partition(b"\n")

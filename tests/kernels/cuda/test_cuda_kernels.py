@@ -13,15 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.closeness import assert_rejects_corruption, dot_bound
-from support.cuda_device import Gpu, kernels_of, make_gpu
+from support.cuda_device import Gpu, describe, kernels_of, make_gpu
 from support.cuda_stub import Stub, stub  # noqa: F401
 
 from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
 from ggpass.kernels.cuda import build, choice, cubin, variants
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.kernels.cuda.kernels import NotPrepared, aligned
-from ggpass.kernels.cuda.tables import inexact, table_of
+from ggpass.kernels.cuda.uses import inexact, table_of
 
 BF16, F16 = torch.bfloat16, torch.float16
 RF8 = FORMATS["rf8"].codebook
@@ -179,19 +180,15 @@ def test_a_capture_runs_what_ran_before_and_refuses_what_did_not(gpu: Gpu) -> No
 def test_a_kernel_that_cannot_be_had_is_not_tried_again_until_a_file_brings_one(gpu: Gpu, monkeypatch) -> None:
     codes, scale, codebook = weight(8, 16)
     x = torch.ones(2, 16, dtype=BF16)
-    built = build.obtain(
-        variants.linear_variants("rf8", "bfloat16", 2, 8, 16)[0],
-        "sm_90",
-        directory=gpu.directory / "elsewhere",
-        generate=gpu.kernels._generate,
-    )
+    elsewhere = Builder(describe, gpu.directory / "elsewhere")
+    built = elsewhere.obtain(variants.linear_variants("rf8", "bfloat16", 2, 8, 16)[0], "sm_90")
     tries = []
 
     def fail(variant: object) -> None:
         tries.append(variant)
         raise KernelsUnavailable("apache-tvm is not installed")
 
-    gpu.kernels._generate = fail
+    gpu.kernels._builder = Builder(fail, gpu.directory)
     for _ in range(3):
         with pytest.raises(KernelsUnavailable, match="not installed"):
             gpu.kernels.linear(x, codes, scale, None, codebook)
@@ -223,7 +220,7 @@ def test_threads_that_start_together_load_once(gpu: Gpu) -> None:
 
 def test_load_builds_ahead_and_takes_what_files_carried(gpu: Gpu) -> None:
     wanted = list(variants.every_linear("rf8", "bfloat16", 16))
-    first = build.obtain(wanted[0], "sm_90", directory=gpu.directory, generate=gpu.kernels._generate)
+    first = Builder(describe, gpu.directory / "elsewhere").obtain(wanted[0], "sm_90")
     cubin.FROM_FILES.add([dataclasses.replace(first, log="carried")])
     gpu.compiler.built.clear()
     made = gpu.kernels.load(wanted)

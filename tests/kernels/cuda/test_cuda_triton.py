@@ -10,6 +10,7 @@ import pytest
 from ggpass.errors import KernelsUnavailable
 from ggpass.formats.rf8 import RF8
 from ggpass.kernels.cuda import build
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.generate.triton.decode import DECODE
 from ggpass.kernels.cuda.variants import Triton, linear_variants, measured_variants
 
@@ -112,10 +113,10 @@ def refuse(variant: object) -> None:
 def test_it_builds_without_a_gpu(arch: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     variant = measured_variants("rf8", "bfloat16", 512, 4096, 4096, arch)[-1]
-    cubin = build.obtain(variant, arch, generate=refuse, directory=tmp_path)
+    cubin = Builder(refuse, tmp_path).obtain(variant, arch)
     assert cubin.arch == f"{arch}a"
     assert cubin.parameters[-2:] == ("scratch", "scratch")
-    assert build.obtain(variant, arch, generate=refuse, directory=tmp_path) == cubin
+    assert Builder(refuse, tmp_path).obtain(variant, arch) == cubin
 
 
 def test_without_triton_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +124,4 @@ def test_without_triton_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build.cache, "version_of", lambda name: None if name == "triton" else versions(name))
     variant = measured_variants("rf8", "bfloat16", 512, 4096, 4096, "sm_90")[0]
     with pytest.raises(KernelsUnavailable, match="triton is not installed"):
-        build.obtain(variant, "sm_90", generate=refuse, directory=tmp_path)
+        Builder(refuse, tmp_path).obtain(variant, "sm_90")

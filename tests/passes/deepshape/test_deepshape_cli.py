@@ -117,11 +117,11 @@ def test_an_interrupted_run_goes_on(
     assert run(capsys, checkpoint, whole, *SETTINGS)[0] == 0
     target, write, written = checkpoint.with_name("out.safetensors"), Writer.write, []
 
-    def fail_late(self: Writer, name: str, *arguments: object) -> object:
+    def fail_late(self: Writer, name: str, *arguments: object, **more: object) -> object:
         written.append(name)
         if len(written) == 4:
             raise KeyboardInterrupt
-        return write(self, name, *arguments)  # type: ignore[arg-type]
+        return write(self, name, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shape.Writer, "write", fail_late)
     with pytest.raises(KeyboardInterrupt):

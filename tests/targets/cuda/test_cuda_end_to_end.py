@@ -16,6 +16,7 @@ from support.cuda_stub import Launched, Stub, stub  # noqa: F401
 from ggpass.errors import KernelsUnavailable
 from ggpass.formats import FORMATS, quantize
 from ggpass.kernels.cuda import compiler, cubin
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.kernels.cuda.kernels import CudaKernels
 from ggpass.kernels.cuda.variants import Launch
@@ -79,7 +80,7 @@ def gpu(stub: Stub, emulated: Emulated, tmp_path: Path, monkeypatch: pytest.Monk
         pytest.skip(str(reason))
     monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
     driver = stub.driver()
-    return CudaKernels(driver, driver.device(0), lambda: 0, generate=emulated.generate, directory=tmp_path)
+    return CudaKernels(driver, driver.device(0), lambda: 0, Builder(emulated.generate, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ggpass.file import PackedFile, unpack
 from ggpass.file.kernels import PREFIX, read_kernels
 from ggpass.file.kernels import kernels_of as carried_by
 from ggpass.kernels.cuda import compiler, cubin, uses, variants
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.cubin import Cubin, FileKernels
 from ggpass.packed.manifest import KEY
 from ggpass.targets import cuda_operators
@@ -65,7 +66,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
 
 def load(path: Path, into: object, kernels: bool = True) -> object:
     """On the reference: the CPU's own kernels are not what this is about."""
-    return ggpass.load(path, into, device="reference", kernels=kernels)
+    return ggpass.load(path, into, target="reference", kernels=kernels)
 
 
 def target_of(kind: str) -> object:
@@ -102,7 +103,7 @@ def test_a_machine_with_a_driver_alone_runs_them(
     monkeypatch.setattr(compiler, "_compilers", lambda: iter([]))
     stub.on_launch(compute)
     gpu = kernels_of(stub, tmp_path / "empty")
-    gpu._generate = cuda_operators.generate
+    gpu._builder = Builder(cuda_operators.generate, tmp_path / "empty")
     model = ggpass.compile(net(), target="rf8-reference")[0].lowered
     operands = model.codes, model.scale, None, model.codebook
     with pytest.raises(KernelsUnavailable, match="no CUDA compiler"):

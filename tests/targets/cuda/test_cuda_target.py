@@ -20,6 +20,7 @@ from ggpass.formats import FORMATS, quantize
 from ggpass.integrations.dynamo.call_program import CallProgram
 from ggpass.kernels import cache
 from ggpass.kernels.cuda import compiler, cubin, driver, variants
+from ggpass.kernels.cuda.build import Builder
 from ggpass.kernels.cuda.cubin import FileKernels
 from ggpass.lowering import operators as ops
 from ggpass.lowering.decide import Lowering
@@ -34,7 +35,7 @@ BF16 = torch.bfloat16
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cubin, "FROM_FILES", FileKernels())
-    monkeypatch.setattr(cuda_operators, "_said", set())
+    cuda_operators._say_once.cache_clear()
     known = cuda_operators.kernels_on
     known.cache_clear()
     yield
@@ -233,7 +234,7 @@ def test_without_kernels_the_reference_runs_and_says_so_once(gpu: Gpu, caplog: p
     def fail(variant: object) -> None:
         raise KernelsUnavailable("apache-tvm is not installed; run `pip install 'ggpass[tvm]'`")
 
-    gpu.kernels._generate = fail
+    gpu.kernels._builder = Builder(fail, gpu.directory)
     x, operands = torch.randn(3, 32).to(BF16), weight(24, 32)
     with caplog.at_level(logging.WARNING, logger="ggpass"):
         for _ in range(2):

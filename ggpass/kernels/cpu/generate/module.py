@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import tvm
@@ -20,6 +21,9 @@ from ggpass.kernels.cpu.isa import Isa
 from ggpass.kernels.cpu.regimes import BY_KIND, PANEL_VECTORS
 
 logger = logging.getLogger("ggpass")
+
+#: Bytes that the disk must have: with less a linker that fails may have met its end, and says so in many ways.
+LEAST_FREE = 16 << 20
 
 # How each kernel is blocked, as measured on Zen 3 (4096 x 4096, one thread): rows of x, then GB/s of codes.
 #
@@ -70,12 +74,17 @@ def compile_module(isa: Isa, mod: tvm.IRModule | None = None):
 
 
 def build(isa: Isa, path: Path) -> None:
-    """Write the shared library of all kernels of `isa` to `path`."""
+    """Write the shared library of all kernels of `isa` to `path`, and what it is linked from beside it for a while.
+
+    Raises:
+        KernelsUnavailable: no linker, or one that refuses.
+        OSError: the disk is full.
+    """
     logger.info("building the %s kernels, once for this version (some seconds)", isa.name)
-    with tempfile.TemporaryDirectory() as folder:
-        objects = Path(folder) / "kernels.o"
-        compile_module(isa).write_to_file(str(objects))
-        _link(objects, path)
+    objects = path.with_suffix(".o")
+    compile_module(isa).write_to_file(str(objects))
+    _link(objects, path)
+    objects.unlink()
 
 
 def _link(objects: Path, path: Path) -> None:
@@ -87,4 +96,6 @@ def _link(objects: Path, path: Path) -> None:
         [linker, "-shared", "-o", str(path), str(objects)], capture_output=True, text=True, check=False
     )
     if run.returncode != 0:
+        if shutil.disk_usage(path.parent).free < LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
         raise KernelsUnavailable(f"{linker} could not link the kernels: {run.stderr.strip()}; install binutils")

@@ -1,25 +1,39 @@
-"""Conv(x, Reshape(Dequantize(codes, scale))) → CodedConv(x, codes, scale), and every bias and attribute made explicit.
+"""Our nodes, as the bodies want them: Conv(x, Reshape(Dequantize(codes, scale))) → Conv(x, codes, scale, bias).
 
 1. A convolution of one or two spatial dimensions whose weight is decoded for it alone, with numeric padding, becomes
    one node; any other keeps its Dequantize.
 2. A missing bias becomes zeros, since the bodies cannot ask for it (`bodies`, 6); zeros of one length are stored once.
 3. Attributes that ONNX leaves to their defaults are written out, for the same reason.
+4. Where the bodies cannot follow the type of x (`bodies`, CAST_LIKE_OPSET), half precision is cast around the node.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from ggpass.onnx.names import DOMAIN
+from ggpass.errors import FormatError
+from ggpass.onnx.bodies import CAST_LIKE_OPSET
+from ggpass.onnx.names import DOMAIN, STANDARD, Names
 
 
-def complete(model: ir.Model) -> int:
-    """Applies 1 to 3 to a model and to the bodies of its If and Loop nodes; the number of fused convolutions."""
+def complete(model: ir.Model, names: Names) -> int:
+    """Apply 1 to 4 to a model and to the bodies of its If and Loop nodes; return the number of fused convolutions."""
     fused = sum(_fuse_convolutions(graph) for graph in model.graphs())
+    zeros: dict[tuple[int, ir.DataType], ir.Value] = {}
     for graph in model.graphs():
-        for node in graph:
+        for node in list(graph):
             if node.domain == DOMAIN and node.op_type.endswith(("MatMul", "Conv")):
-                _give_bias(model.graph, node)
+                _give_bias(model.graph, node, names, zeros)
+                if model.opset_imports.get("", CAST_LIKE_OPSET) < CAST_LIKE_OPSET and dtype_of(node) is HALF:
+                    _widen(graph, node, names)
     return fused
+
+
+HALF = ir.DataType.FLOAT16
+
+
+def dtype_of(node: ir.Node) -> ir.DataType:
+    """Return the type of a coded node's activations: who made the node knows it, annotations of others may be wrong."""
+    return node.outputs[0].dtype or (node.inputs[0].dtype if node.inputs[0] else None) or ir.DataType.FLOAT
 
 
 def conv_reason(conv: ir.Node, kernel: list[int]) -> str:
@@ -60,7 +74,9 @@ def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list
 def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     """Put `new` in the place of `old`: its output takes over the name, type, shape and users."""
     was, now = old.outputs[0], new.outputs[0]
-    now.name, now.type, now.shape = was.name, was.type, was.shape
+    now.name, now.shape = was.name, was.shape
+    if now.type is None:
+        now.type = was.type
     graph.insert_before(old, new)
     ir.convenience.replace_all_uses_with(was, now, replace_graph_outputs=True)
     graph.remove(old, safe=True)
@@ -69,7 +85,7 @@ def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
 def _fuse_convolutions(graph: ir.Graph) -> int:
     fused = 0
     for conv in list(graph):
-        if conv.op_type != "Conv" or conv.domain not in ("", "ai.onnx"):
+        if conv.op_type != "Conv" or conv.domain not in STANDARD:
             continue
         reshape = conv.inputs[1].producer() if conv.inputs[1] is not None else None
         if reshape is None or reshape.op_type != "Reshape" or len(list(reshape.outputs[0].uses())) != 1:
@@ -93,20 +109,47 @@ def _fuse_convolutions(graph: ir.Graph) -> int:
     return fused
 
 
-def _give_bias(main: ir.Graph, node: ir.Node) -> None:
+def _give_bias(main: ir.Graph, node: ir.Node, names: Names, zeros: dict[tuple[int, ir.DataType], ir.Value]) -> None:
     position = 4 if node.op_type.startswith("Codebook") else 3
     if len(node.inputs) > position and node.inputs[position] is not None:
         return
-    x, codes = node.inputs[0], node.inputs[1]
-    assert x is not None
-    assert codes is not None
-    assert codes.const_value is not None
-    half = x.dtype is ir.DataType.FLOAT16
-    length = int(codes.const_value.shape.numpy()[0])
-    name = f"ggpass_zeros_{length}" + ("_half" if half else "")
-    if name not in main.initializers:
-        tensor = ir.tensor(np.zeros(length, np.float16 if half else np.float32), name=name)
-        zeros = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape([length]))
-        main.register_initializer(zeros)
+    codes = node.inputs[1]
+    if codes is None or codes.const_value is None:
+        raise FormatError(f"the codes of {node.name!r} are no constant; export the model again")
+    key = int(codes.const_value.shape.numpy()[0]), dtype_of(node)
+    if key not in zeros:
+        length, dtype = key
+        tensor = ir.tensor(
+            np.zeros(length, dtype.numpy()),
+            name=names.new(f"ggpass_zeros_{length}" + ("_half" if dtype is HALF else "")),
+        )
+        zeros[key] = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape([length]))
+        main.register_initializer(zeros[key])
     node.resize_inputs(position + 1)
-    node.replace_input_with(position, main.initializers[name])
+    node.replace_input_with(position, zeros[key])
+
+
+def _widen(graph: ir.Graph, node: ir.Node, names: Names) -> None:
+    """Cast(node(Cast(x), …, Cast(bias))) to half: the node itself computes in float32."""
+
+    def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+        made = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(to))], name=f"{node.name}_{name}")
+        made.outputs[0].name = names.new(f"{node.outputs[0].name}_{name}")
+        made.outputs[0].type = ir.TensorType(to)
+        return made
+
+    for position in (0, len(node.inputs) - 1):
+        value = node.inputs[position]
+        assert value is not None
+        wide = cast(value, ir.DataType.FLOAT, f"float_{position}")
+        graph.insert_before(node, wide)
+        node.replace_input_with(position, wide.outputs[0])
+    output = node.outputs[0]
+    narrow = cast(output, HALF, "half")
+    graph.insert_after(node, narrow)
+    inner = narrow.outputs[0].name
+    narrow.outputs[0].shape = output.shape
+    ir.convenience.replace_all_uses_with(output, narrow.outputs[0], replace_graph_outputs=True)
+    narrow.replace_input_with(0, output)
+    narrow.outputs[0].name, output.name = output.name, inner
+    output.type = ir.TensorType(ir.DataType.FLOAT)

@@ -1,0 +1,138 @@
+"""Coded nodes in the place of float ones."""
+
+import numpy as np
+import onnx_ir as ir
+
+from ggpass.errors import FormatError
+from ggpass.graph.report import Change
+from ggpass.lowering.decide import Lowering
+from ggpass.onnx.lazy_codes import LazyCodes
+from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
+from ggpass.onnx.nodes import coded_conv, conv_reason, replace
+from ggpass.onnx.tensors import constant
+from ggpass.onnx.weights import Kind, Use, Weight
+
+
+class Rewriter:
+    """Gives weights of one model their codes, and their nodes the operators that compute with them."""
+
+    def __init__(self, model: ir.Model, lowering: Lowering, names: Names) -> None:
+        self.model = model
+        self.lowering = lowering
+        self.names = names
+        self.codebook: ir.Value | None = None
+
+    def lower(self, weight: Weight) -> Change:
+        """Codes for one weight, at all its uses."""
+        codes = LazyCodes(weight, self.lowering)
+        graph = weight.value.graph
+        if graph is None:
+            raise FormatError(f"constant {weight.name!r} belongs to no graph; export the model again")
+        operands = codes.values(self.names)
+        for value in operands:
+            graph.register_initializer(value)
+        if takes_codebook(self.lowering.format.name):
+            operands.append(self._codebook())
+        decoded: dict[tuple[bool, ir.DataType], ir.Value] = {}
+        for use in weight.uses:
+            assert use.node is not None
+            if use.kind is not Kind.DECODE and use.transposed == weight.transposed:
+                self._rewrite(use, use.node, operands, weight)
+                continue
+            key = use.swapped, use.dtype
+            if key not in decoded:
+                decoded[key] = self._decode(graph, operands, weight, *key)
+            use.node.replace_input_with(use.position, decoded[key])
+        shape = "×".join(map(str, weight.shape))
+        what = f"{shape} {weight.tensor.dtype.name.lower()} → {self.lowering.format.name}"
+        if decoded:
+            what += ", by Dequantize"
+        return Change(weight.title, what, weight.tensor.nbytes, codes.nbytes)
+
+    def _operator(self, operation: str) -> str:
+        return operator_name(self.lowering.format.name, operation)
+
+    def _codebook(self) -> ir.Value:
+        if self.codebook is None:
+            name = self.names.new(f"ggpass_{self.lowering.format.name}_codebook")
+            self.codebook = constant(ir.tensor(self.lowering.format.codebook.numpy(), name=name))
+            self.model.graph.register_initializer(self.codebook)
+        return self.codebook
+
+    def _decode(
+        self, graph: ir.Graph, operands: list[ir.Value], weight: Weight, swapped: bool, dtype: ir.DataType
+    ) -> ir.Value:
+        """The weight (its transpose if `swapped`) as floats, by a Dequantize at the start of a graph."""
+        to = ir.AttrInt64("to", int(dtype))
+        nodes = [ir.Node(DOMAIN, self._operator("Dequantize"), operands, [to], name=f"{weight.name}_dequantize")]
+        shape = weight.shape
+        if weight.transposed != swapped:
+            nodes.append(ir.Node("", "Transpose", [nodes[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
+        elif weight.matrix != shape:
+            target = constant(ir.tensor(np.array(shape, np.int64), name=self.names.new(f"{weight.name}_shape")))
+            graph.register_initializer(target)
+            nodes.append(ir.Node("", "Reshape", [nodes[-1].outputs[0], target], name=f"{weight.name}_reshape"))
+        for node in nodes:
+            node.outputs[0].name = self.names.new(f"{weight.name}_decoded")
+            node.outputs[0].type = ir.TensorType(dtype)
+        nodes[-1].outputs[0].shape = ir.Shape(shape[::-1] if swapped else shape)
+        graph.insert_before(graph[0], nodes)
+        return nodes[-1].outputs[0]
+
+    def _rewrite(self, use: Use, node: ir.Node, operands: list[ir.Value], weight: Weight) -> None:
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        if use.kind is Kind.GATHER:
+            to = ir.AttrInt64("to", int(use.dtype))
+            new = ir.Node(DOMAIN, self._operator("Gather"), [node.inputs[1], *operands], [to], name=node.name)
+            _replace(graph, node, new, use.dtype)
+        elif use.kind is Kind.CONV:
+            kernel = list(weight.shape[2:])
+            if conv_reason(node, kernel):
+                node.replace_input_with(1, self._decode(graph, operands, weight, False, use.dtype))
+            else:
+                _replace(graph, node, coded_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
+        else:
+            self._matmul(graph, node, operands, weight.shape[1 if use.transposed else 0], use.dtype)
+
+    def _matmul(
+        self, graph: ir.Graph, node: ir.Node, operands: list[ir.Value], channels: int, dtype: ir.DataType
+    ) -> None:
+        """MatMul, MatMul and Add, or Gemm: one node, and an Add if what is added is no bias."""
+        added = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+        last = node
+        if node.op_type == "MatMul":
+            add = _only_user(node)
+            if add is not None and add.op_type == "Add" and add.graph is graph:
+                other = next((v for v in add.inputs if v is not node.outputs[0]), None)
+                if _is_bias(other, channels):
+                    added, last = other, add
+        bias = added if _is_bias(added, channels) else None
+        inputs = [node.inputs[0], *operands, *([bias] if bias is not None else [])]
+        new = ir.Node(DOMAIN, self._operator("MatMul"), inputs, name=node.name)
+        new.outputs[0].type = ir.TensorType(dtype)
+        if added is not None and bias is None:
+            new.outputs[0].name = self.names.new(f"{node.outputs[0].name}_product")
+            graph.insert_before(node, new)
+            new = ir.Node("", "Add", [new.outputs[0], added], name=f"{node.name}_add")
+        _replace(graph, last, new, dtype)
+        if last is not node:
+            graph.remove(node, safe=True)
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, dtype: ir.DataType) -> None:
+    # The use tells the type; the model's own annotation of it is optional, and some converters leave it wrong.
+    new.outputs[0].type = ir.TensorType(dtype)
+    replace(graph, old, new)
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    """The node that alone reads the result; None if others do, or the graph returns it."""
+    users = list(node.outputs[0].uses())
+    return users[0].node if len(users) == 1 and not node.outputs[0].is_graph_output() else None
+
+
+def _is_bias(value: ir.Value | None, channels: int) -> bool:
+    """Whether a value is a constant with one number for each output channel."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return tensor is not None and tuple(tensor.shape.numpy()) == (channels,)

@@ -1,0 +1,96 @@
+"""Every tensor of a model: in initializers and attributes, in graphs, bodies and functions; read when asked for."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+#: Puts another tensor in the place of one.
+Put = Callable[[ir.TensorProtocol], None]
+
+
+class MappedTensor(ir.LazyTensor):
+    """A tensor that is mapped from its file for as long as someone reads it, so that a model need not fit in memory.
+
+    Attributes:
+        file: the file, links followed.
+    """
+
+    def __init__(self, tensor: ir.ExternalTensor, file: Path) -> None:
+        dtype, shape, size = tensor.dtype, tensor.shape, tensor.nbytes
+        offset, packed = tensor.offset or 0, dtype.bitwidth < 8
+
+        def read() -> ir.TensorProtocol:
+            if not size:
+                return ir.Tensor(np.empty(shape.numpy(), dtype.numpy()), dtype, name=tensor.name)
+            raw = np.memmap(file, np.uint8, "r", offset, (size,))
+            if packed:
+                return ir.PackedTensor(raw, dtype, shape=shape, name=tensor.name)
+            return ir.Tensor(raw.view(dtype.numpy()).reshape(shape.numpy()), dtype, name=tensor.name)
+
+        super().__init__(read, dtype, shape, name=tensor.name)
+        self.file = file
+
+
+def constant(tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+    """Return a value for an initializer that holds this tensor, under its name or another."""
+    return ir.Value(
+        name=name or tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape_of(tensor)
+    )
+
+
+def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
+    """Return the shape of a tensor as a value has it."""
+    return ir.Shape([int(size) for size in tensor.shape.numpy()])
+
+
+def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the model's graph, the bodies of its control flow, and those of its functions."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def tensors_of(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, Put]]:
+    """Yield every tensor of a model, and how to put another in its place."""
+    for graph in graphs_of(model):
+        for value in list(graph.initializers.values()):
+            if value.const_value is not None:
+                yield value.const_value, lambda new, value=value: setattr(value, "const_value", new)  # type: ignore[misc]
+        for node in graph:
+            for attribute in list(node.attributes.values()):
+                yield from _tensors_of_attribute(node, attribute)
+
+
+def _tensors_of_attribute(node: ir.Node, attribute: ir.Attr) -> Iterator[tuple[ir.TensorProtocol, Put]]:
+    if attribute.is_ref():
+        return
+    if attribute.type is ir.AttributeType.TENSOR:
+        yield attribute.value, lambda new: node.attributes.add(ir.AttrTensor(attribute.name, new))
+    elif attribute.type is ir.AttributeType.TENSORS:
+        tensors = list(attribute.value)
+        for i, tensor in enumerate(tensors):
+
+            def put(new: ir.TensorProtocol, i: int = i) -> None:
+                tensors[i] = new
+                node.attributes.add(ir.AttrTensors(attribute.name, tensors))
+
+            yield tensor, put
+
+
+def files_of(path: Path, model: ir.Model) -> list[Path]:
+    """Return the model's file and those that it keeps tensors in, links followed."""
+    beside = {tensor.file for tensor, _ in tensors_of(model) if isinstance(tensor, MappedTensor)}
+    return [path.resolve(), *sorted(beside - {path.resolve()})]
+
+
+def bytes_of(path: Path, model: ir.Model) -> int:
+    """Return the bytes of those files together."""
+    return sum(file.stat().st_size for file in files_of(path, model))
+
+
+def tensor_bytes(model: ir.Model) -> int:
+    """Return the bytes of all tensors, without reading them."""
+    return sum(tensor.nbytes for tensor, _ in tensors_of(model))
