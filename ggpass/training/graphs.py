@@ -47,7 +47,7 @@ class TrainingGraph:
 
     Attributes:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
-        guards: raises where sizes do not fit the trace.
+        guards: raises if sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
     """
 
@@ -65,11 +65,7 @@ class TrainingGraph:
 
 
 def trace(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    dynamic_shapes: Any = None,
-    frozen: bool = False,
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None, frozen: bool = False
 ) -> TrainingGraph:
     """Return the graph of a model as it stands, in training mode or not, by torch.export.
 

@@ -65,17 +65,14 @@ def trains(example_inputs: Sequence[Any]) -> bool:
 
 
 def compile_for_training(
-    graph_module: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    settings: BackSlash,
-    inner: Any = None,
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], settings: BackSlash, inner: Any = None
 ) -> tuple[Callable[..., Any], Report]:
     """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
-        settings: which weights, and the rate where no Regularizer is attached to them.
-        inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
+        settings: which weights, and the rate if no Regularizer is attached to them.
+        inner: a backend for training graphs; None: inductor, or aot_eager if inductor has no C++ compiler.
 
     Returns:
         A callable of Dynamo's arguments, and the report.
@@ -165,7 +162,7 @@ def coupled_owners(weight: nn.Parameter) -> list[Regularizer]:
 
 
 def _attach_waiting(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Attach a Regularizer to the waiting weights that an optimizer is about to step, where it has none of them yet."""
+    """Attach a Regularizer to the waiting weights that an optimizer is about to step, if it has none of them yet."""
     found: dict[BackSlash, dict[str, nn.Parameter]] = {}
     for weight in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         name, settings = _WAITING.pop(weight, ("", None))

@@ -1,4 +1,4 @@
-"""A Regularizer and those it is attached to: an optimizer's steps seen from outside, owners of Parameters, the model."""
+"""A Regularizer and those it is attached to: the steps of optimizers seen from outside, Parameters, the model."""
 
 import gc
 import weakref
@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ggpass.errors import InputError
 from ggpass.passes.backslash.sharded import is_distributed
+
 
 def learning_rates(optimizers: Iterable[Optimizer], weights: Sequence[nn.Parameter]) -> dict[int, float]:
     """id(Parameter) -> lr of its own param group, of those of the weights that the optimizers hold."""
@@ -66,32 +67,21 @@ def after_closure(
 _ATTACHED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def enter(owner: Any, weights: Iterable[nn.Parameter]) -> None:
-    """Note that `owner` acts on these weights from now on."""
-    for weight in weights:
-        _ATTACHED.setdefault(weight, weakref.WeakSet()).add(owner)
-
-
-def leave(owner: Any, weights: Iterable[nn.Parameter]) -> None:
-    """Note that it acts no more."""
-    for weight in weights:
-        if weight in _ATTACHED:
-            _ATTACHED[weight].discard(owner)
-
-
 def owners_of(weight: nn.Parameter) -> list[Any]:
     """Return the attached Regularizers that act on a weight."""
     return list(_ATTACHED.get(weight, ()))
 
 
-def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], stepped: Container[int]) -> list[str]:
-    """Return warnings: of weights that no optimizer steps, and of those on which another Regularizer acts.
-
-    One that was attached by itself (`automatic`) is detached instead.
+def enter(owner: Any, names: Sequence[str], weights: Sequence[nn.Parameter], stepped: Container[int]) -> list[str]:
+    """Note that `owner` acts on these weights from now on; one that was attached by itself (`automatic`) gives way.
 
     Args:
-        names, weights: that are to be attached.
-        stepped: ids of the weights that the optimizers hold.
+        owner: a Regularizer.
+        names, weights: that it acts on.
+        stepped: ids of the weights that its optimizers hold.
+
+    Returns:
+        Warnings: of weights that no optimizer steps, and of those on which another Regularizer acts.
     """
     if any(map(owners_of, weights)):
         gc.collect()  # an abandoned one is held by its own optimizer's hooks: a cycle that waits for the collector
@@ -111,7 +101,16 @@ def warnings_at_attach(names: Sequence[str], weights: Sequence[nn.Parameter], st
             f"{some(held)}: another Regularizer is attached to these weights, and the rate of both acts; detach() it, "
             "or skip= these weights in one"
         )
+    for weight in weights:
+        _ATTACHED.setdefault(weight, weakref.WeakSet()).add(owner)
     return found
+
+
+def leave(owner: Any, weights: Iterable[nn.Parameter]) -> None:
+    """Note that it acts no more."""
+    for weight in weights:
+        if weight in _ATTACHED:
+            _ATTACHED[weight].discard(owner)
 
 
 def some(names: Sequence[str]) -> str:
