@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError, TraceError
@@ -95,6 +94,9 @@ def trace(
             f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
         ) from error
+    # Not at the top: it loads sympy, which takes half of the time of `import ggpass`.
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     guards = _take_guards(module)
     program = Program(module, model, training=True, frozen=frozen)
     inputs = [(node.name, node.meta.get("val")) for node in program.inputs()]
