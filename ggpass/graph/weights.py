@@ -209,7 +209,8 @@ class Weight:
             raise WeightError(f"weight {self.name!r} is on the meta device and has no values; load the model first")
         if tensor.dtype not in FLOATS:
             return f"is {dtype_name(tensor)}, not a float weight"
-        return self.reason_of_layout() or ("" if tensor.numel() else "is empty")
+        layout = "" if hasattr(tensor, "device_mesh") else self.reason_of_layout()  # of a DTensor each rank's is dense
+        return layout or ("" if tensor.numel() else "is empty")
 
     def reason_of_layout(self) -> str:
         """Return the reason why its elements are no dense array (sparse, or quantized by another library), or ''."""

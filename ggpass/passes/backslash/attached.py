@@ -85,9 +85,9 @@ def enter(owner: Any, names: Sequence[str], weights: Sequence[nn.Parameter], ste
     """
     if any(map(owners_of, weights)):
         gc.collect()  # an abandoned one is held by its own optimizer's hooks: a cycle that waits for the collector
-    for owner in {owner for weight in weights for owner in owners_of(weight)}:
-        if owner.automatic:
-            owner.detach(finished=False)
+    for other in {other for weight in weights for other in owners_of(weight)}:
+        if other.automatic:
+            other.detach(finished=False)
     found = []
     idle = [name for name, weight in zip(names, weights) if id(weight) not in stepped]
     if idle:
