@@ -143,7 +143,10 @@ class _Fill:
             if held and not weight.reason_of_uses():
                 self._check_shape(held[0], tuple(weight.tensor.shape))
                 # Packing a file cannot know of a matrix used transposed: scales must belong to the rows of this use.
-                stored, rows = self.file.stored(held[0]), rows_of(weight.tensor.shape, weight.transposed, weight.leading)
+                stored, rows = (
+                    self.file.stored(held[0]),
+                    rows_of(weight.tensor.shape, weight.transposed, weight.leading),
+                )
                 if stored.transposed == weight.transposed and stored.rows == rows[0]:
                     chosen[held[0]] = weight
         return chosen

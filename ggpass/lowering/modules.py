@@ -34,6 +34,7 @@ class LoweredWeight(Coded, nn.Module):
     """
 
     title: str = ""  # of modules that were pickled before it existed
+
     def __init__(
         self,
         quantized: Quantized,
@@ -228,9 +229,7 @@ def _reader(leaf: str) -> property:
     return property(read)
 
 
-def _new_lowered(
-    mixin: type[Lowered], base: type[nn.Module], leaves: tuple[str, ...] = ("weight",)
-) -> nn.Module:
+def _new_lowered(mixin: type[Lowered], base: type[nn.Module], leaves: tuple[str, ...] = ("weight",)) -> nn.Module:
     """Return an empty module of a lowered class, for copies and pickles: they cannot find a class made at run time."""
     cls = _lowered_class(mixin, base, leaves)
     return cls.__new__(cls)

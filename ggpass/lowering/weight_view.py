@@ -214,7 +214,13 @@ def _view_of(view: WeightView, func: Callable[..., Any], name: str, rest: Any, k
     with torch._C.DisableTorchFunctionSubclass():
         like = func(torch.empty(view.shape, dtype=view.dtype, device="meta"), *rest, **kwargs)
     matrix = None
-    if held.matrix and name in TRANSPOSES and view.dim() == 2 and not kwargs and {d % 2 for d in rest} in (set(), {0, 1}):
+    if (
+        held.matrix
+        and name in TRANSPOSES
+        and view.dim() == 2
+        and not kwargs
+        and {d % 2 for d in rest} in (set(), {0, 1})
+    ):
         matrix = held.matrix[0], not held.matrix[1]
     part = Part(held, lambda whole: func(whole, *rest, **kwargs), matrix)
     return WeightView.of(part, tuple(like.shape), like.dtype, view.device)
