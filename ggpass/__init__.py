@@ -1,5 +1,8 @@
 """ggpass: a compiler for neural networks with generalized-Gaussian priors."""
 
+import importlib
+from types import ModuleType
+
 from ggpass.api import compile, export_onnx, init_, load, lower_onnx, prepare, report, save, shape_, sizes
 from ggpass.errors import (
     FormatError,
@@ -18,6 +21,16 @@ from ggpass.lowering.modules import dequantize
 from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room at its first use: `import ggpass` is enough for `ggpass.file.Grid`, and loads no runtime."""
+    if name in _ROOMS:
+        return importlib.import_module(f"ggpass.{name}")
+    raise AttributeError(f"module 'ggpass' has no attribute {name!r}")
+
+
+_ROOMS = ("file", "formats", "ggd", "integrations", "onnxruntime", "passes", "targets", "training")
 
 __all__ = [
     "Artifact",
