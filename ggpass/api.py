@@ -27,7 +27,7 @@ from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
 from ggpass.targets import Target, place, resolve
-from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
+from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module, describe
 from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
@@ -81,7 +81,8 @@ def compile(
     """Lower a model's weights to 8 bits for a target.
 
     With example inputs the model is traced, all passes run on the graph, and an Artifact comes back. Without them a
-    module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work.
+    module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work. Its
+    `parameters()` are those that stay float (biases, norms), which may be none: take its device from `buffers()`.
 
     Args:
         model: any module, float32, bfloat16 or float16. It stays as it is, bit for bit, unless `inplace`. Of what
@@ -128,6 +129,9 @@ def compile(
     program = Program.trace(model, args, kwargs, dynamic_shapes)
     report = Pipeline((*passes, *deployment_passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
     report.notes += notes
+    if dynamic_shapes is not None:
+        # torch.export makes a size static that the model's code compares, and says nothing.
+        report.notes.append("takes " + ", ".join(describe(node.meta.get("val")) for node in program.inputs()))
     if not inplace:
         program.own_tensors(model)
     return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)

@@ -373,9 +373,9 @@ def kind_of_module(module: nn.Module) -> Kind | None:
     return next((kind for base, kind in MODULES.items() if isinstance(module, base)), None)
 
 
-def _use_of_module(holder: Holder) -> Use:
-    module, tensor = holder.module, holder.module._parameters[holder.leaf]
-    name, shape = type(module).__name__, tuple(() if is_lazy(tensor) else tensor.shape)  # type: ignore[union-attr]
+def _use_of_module(holder: Holder, tensor: Tensor) -> Use:
+    module, name = holder.module, type(holder.module).__name__
+    shape = () if is_lazy(tensor) else tuple(tensor.shape)
     kind, reason = kind_of_module(module) if holder.leaf == "weight" else None, ""
     if getattr(module, "max_norm", None) is not None:
         reason = "Embedding(max_norm=…) rescales its weight at each call"
@@ -411,6 +411,6 @@ def weights_of_module(model: nn.Module) -> list[Weight]:
             if tensor is not None:
                 groups.setdefault(id(tensor), (tensor, []))[1].append(Holder(path, module, leaf))
     return [
-        Weight(tuple(h.name for h in holders), tensor, tuple(_use_of_module(h) for h in holders))
+        Weight(tuple(h.name for h in holders), tensor, tuple(_use_of_module(h, tensor) for h in holders))
         for tensor, holders in groups.values()
     ]

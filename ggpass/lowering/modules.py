@@ -122,7 +122,7 @@ class Lowered:
         return {leaf: getattr(self, child_of(leaf)) for leaf in self._made_of[2]}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _new_lowered, self._made_of, self.__getstate__()  # type: ignore[attr-defined]
+        return _new_lowered, self._made_of, self.__getstate__()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._made_of[2]:

@@ -139,7 +139,7 @@ _reverse = make_autograd_impl(torch.ops.ggpass.linear.default, Info(_linear_back
 
 
 def _linear_autograd(keyset: Any, x: Tensor, *coded: Any) -> Tensor:
-    """Take derivatives by `_linear_backward`; under forward mode and torch.func by torch's own, of the decoded weight."""
+    """Take derivatives by `_linear_backward`; in forward mode and torch.func by torch's own, of the decoded weight."""
     if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return _reverse(keyset, x, *coded)
     codes, scale, codebook, bias = coded

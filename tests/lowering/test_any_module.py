@@ -78,7 +78,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share = functional.linear(x, self.router).softmax(-1)
-        each = [functional.linear(functional.linear(x, self.up[e]).relu(), self.down[torch.tensor(e)]) for e in range(3)]
+        each = [
+            functional.linear(functional.linear(x, self.up[e]).relu(), self.down[torch.tensor(e)]) for e in range(3)
+        ]
         all_of_them = torch.einsum("bsk,enk->bsen", x, self.mix[0])
         return ((torch.stack(each, 2) + all_of_them) * share.unsqueeze(-1)).sum(2)
 

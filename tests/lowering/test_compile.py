@@ -474,3 +474,33 @@ def test_conv1d_of_hugging_face_decodes_in_its_own_orientation() -> None:
     quantized = quantize(conv.weight.detach().t(), RF8)
     expected = (RF8.decode(quantized.codes) * quantized.scale.unsqueeze(-1)).t()
     assert torch.equal(lowered.weight, expected)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(16, 8), nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU())])
+def test_an_artifact_says_how_to_move_it_and_copies(model: nn.Module, tmp_path: Any) -> None:
+    import pickle
+
+    x = torch.randn(2, 4, 16)
+    artifact = ggpass.compile(model, x, target="rf8-cpu")
+    for twin in (copy.copy(artifact), copy.deepcopy(artifact)):
+        assert torch.equal(twin(x), artifact(x))
+    assert copy.deepcopy(artifact).program is not artifact.program
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(InputError, match=r"artifact\.save\(path\).*ggpass\.load"):
+            pickle.dumps([artifact], protocol)
+    artifact.save(tmp_path / "model.safetensors")
+    other = ggpass.compile(copy.deepcopy(model).requires_grad_(False), x, target="rf8-cpu")
+    assert torch.equal(ggpass.load(tmp_path / "model.safetensors", into=other)(x), artifact(x))
+
+
+@pytest.mark.parametrize("name", ["file.Grid", "onnxruntime.session", "formats.RF8", "ggd.fit", "training.Schedule"])
+def test_rooms_are_found_after_a_plain_import(name: str) -> None:
+    import subprocess
+    import sys
+
+    heavy = "[m for m in ('onnx', 'onnxruntime', 'onnx_ir', 'tvm', 'transformers', 'matplotlib') if m in sys.modules]"
+    code = f"import sys, ggpass; print({heavy}); ggpass.{name}; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+    with pytest.raises(AttributeError, match="no attribute 'rooms'"):
+        _ = ggpass.rooms
