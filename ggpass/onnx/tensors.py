@@ -1,10 +1,12 @@
 """Every tensor of a model: in initializers and attributes, in graphs, bodies and functions; read when asked for."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 #: Puts another tensor in the place of one.
 Put = Callable[[ir.TensorProtocol], None]
@@ -31,6 +33,17 @@ class MappedTensor(ir.LazyTensor):
 
         super().__init__(read, dtype, shape, name=tensor.name)
         self.file = file
+
+
+def torch_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """Return the elements of a tensor, without a copy if it is mapped from a file; read only."""
+    array = tensor.numpy()
+    if tensor.dtype is ir.DataType.BFLOAT16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    with warnings.catch_warnings():
+        # torch warns that a mapped array cannot be written to; nothing here writes to a weight.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def constant(tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
