@@ -19,7 +19,7 @@ from ggpass.lowering.decide import Lowering, decide
 from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
 from ggpass.onnx.boundary import explained
-from ggpass.onnx.names import STANDARD, Names
+from ggpass.onnx.names import Names
 from ggpass.onnx.nodes import complete
 from ggpass.onnx.normalize import drop_traces, normalize, with_opset
 from ggpass.onnx.opening import open_once
@@ -84,7 +84,7 @@ def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
 def _remove_unread(graph: ir.Graph) -> None:
     """Erase what passed the float weights on, and the weights themselves."""
     for node in reversed(list(graph)):
-        passes_on = node.op_type in ("Transpose", "Cast", "Identity", "Constant") and node.domain in STANDARD
+        passes_on = node.op_type in ("Transpose", "Cast", "Identity", "Constant") and node.domain == ""
         if passes_on and not any(v.uses() or v.is_graph_output() for v in node.outputs):
             graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):

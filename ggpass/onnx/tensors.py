@@ -58,6 +58,15 @@ def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
     return ir.Shape([int(size) for size in tensor.shape.numpy()])
 
 
+def refer(value: ir.Value, location: str, offset: int) -> None:
+    """Let an initializer refer to its data in a file instead of holding it."""
+    tensor = value.const_value
+    assert tensor is not None
+    value.const_value = ir.ExternalTensor(
+        location, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
+    )
+
+
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the model's graph, the bodies of its control flow, and those of its functions."""
     yield from model.graphs()
