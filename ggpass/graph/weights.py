@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -160,6 +160,8 @@ class Weight:
     uses: tuple[Use, ...] = ()
     lazy: bool = field(default=False, kw_only=True)
 
+    least_row: ClassVar[int] = LEAST_ROW
+
     @property
     def name(self) -> str:
         """Return the first name."""
@@ -184,12 +186,12 @@ class Weight:
     def leading(self) -> int:
         """Return how many dimensions count the rows of the codes, one scale each; the others are a row's elements.
 
-        One, as a rule. In a stack of matrices (the weights of experts) more, if a row keeps LEAST_ROW elements.
+        One, as a rule. In a stack of matrices (the weights of experts) more, if a row keeps `least_row` elements.
         """
         if not self.uses or any(use.kind is not Kind.OTHER for use in self.uses):
             return 1
         shape = self.tensor.shape
-        return next((n for n in range(len(shape) - 1, 1, -1) if math.prod(shape[n:]) >= LEAST_ROW), 1)
+        return next((n for n in range(len(shape) - 1, 1, -1) if math.prod(shape[n:]) >= self.least_row), 1)
 
     @property
     def nbytes(self) -> int:
@@ -219,6 +221,10 @@ class Weight:
             return f"is a {str(tensor.layout).removeprefix('torch.')} tensor, not a dense one"
         wrapped = cls.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not isinstance(tensor, FakeTensor)
         return f"is a {cls.__name__}, not a plain tensor" if wrapped else ""
+
+    def reason_of_values(self) -> str:
+        """Return the reason why its values are no learned numbers, or ''; only of a file nobody knows that before."""
+        return ""
 
     def reason_frozen(self) -> str:
         """Return the reason why no training changes it, or ''."""

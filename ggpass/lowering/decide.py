@@ -96,7 +96,7 @@ def reason_to_keep(weight: Weight, lowering: Lowering) -> str:
     reason = weight.reason_of_kind()
     if not reason and lowering.bytes_of_codes(weight) >= weight.nbytes:
         reason = "codes and scales would be no smaller"
-    return reason
+    return reason or weight.reason_of_values()
 
 
 def decide(weights: Iterable[Weight], lowering: Lowering, report: Report) -> list[Weight]:
