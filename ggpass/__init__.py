@@ -22,6 +22,16 @@ from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room at its first use: `import ggpass` is enough for `ggpass.file.Grid`, and loads no runtime."""
+    if name in _ROOMS:
+        return importlib.import_module(f"ggpass.{name}")
+    raise AttributeError(f"module 'ggpass' has no attribute {name!r}")
+
+
+_ROOMS = ("file", "formats", "ggd", "integrations", "onnxruntime", "passes", "targets", "training")
+
 __all__ = [
     "Artifact",
     "Change",

@@ -18,7 +18,7 @@ from ggpass.file.state import buffers_beside, lowered_weights, state_of
 from ggpass.formats import FORMATS, Format, Quantized
 from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
-from ggpass.lowering.decide import Allocate, Lowering
+from ggpass.lowering.decide import Allocate, Lowering, rows_of
 from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import LoweredWeight, first_lowered
 from ggpass.lowering.modules import replace as replace_weight
@@ -143,7 +143,11 @@ class _Fill:
             if held and not weight.reason_of_uses():
                 self._check_shape(held[0], tuple(weight.tensor.shape))
                 # Packing a file cannot know of a matrix used transposed: scales must belong to the rows of this use.
-                if self.file.stored(held[0]).transposed == weight.transposed:
+                stored, rows = (
+                    self.file.stored(held[0]),
+                    rows_of(weight.tensor.shape, weight.transposed, weight.leading),
+                )
+                if stored.transposed == weight.transposed and stored.rows == rows[0]:
                     chosen[held[0]] = weight
         return chosen
 
@@ -156,9 +160,10 @@ class _Fill:
                     "model"
                 )
             self._check_shape(name, tuple(weight.shape))
-            if self.file.stored(name).transposed != weight.transposed:
+            stored = self.file.stored(name)
+            if (stored.transposed, stored.rows) != (weight.transposed, weight.codes.shape[0]):
                 raise FormatError(
-                    f"the scales of {name} belong to its columns in one of file and model; load into a float model"
+                    f"the scales of {name} belong to other rows in the file than in the model; load into a float model"
                 )
         decoded = self._decode(dict.fromkeys((name for name, _ in held.values()), None))
         self.as_codes.update(name for name, _ in lowered_weights(self.model))

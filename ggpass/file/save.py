@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ def _item(name: str, value: Value, threads: int) -> Item:
         return Item(Source(Entry(name, name_of(value), tuple(value.shape)), _reader(value)))
     entry, code = Entry(name, value.dtype, value.shape), codebook_hash(value.format)
     _check_plain(name, value.quantized.codes)
+    rows = value.quantized.codes.shape[0]
     stored = Stored("codes", value.dtype, value.shape, 0, value.format.name, code, transposed=value.transposed)
+    stored = stored if stored.rows == rows else replace(stored, stack=rows)
     source = Source(entry, _reader(value.quantized.codes))
     return Item(source, lambda: (stored, encode_codes(value.quantized, threads)))
 

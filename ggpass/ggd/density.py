@@ -49,12 +49,7 @@ class GGD:
     @property
     def entropy(self) -> float:
         """h = (1/ν + ln(2αΓ(1/ν)/ν)) / ln 2, the differential entropy in bits."""
-        return (1 / self.shape - self._log_peak) / math.log(2)
-
-    @property
-    def _log_peak(self) -> float:
-        """ln f(μ) = ln(ν / (2αΓ(1/ν)))."""
-        return log_peak(self.shape, self.scale)
+        return (1 / self.shape - log_peak(self.shape, self.scale)) / math.log(2)
 
     def log_density(self, x: Tensor) -> Tensor:
         """ln f(x) = ln(ν / (2αΓ(1/ν))) − (|x − μ|/α)^ν.
@@ -66,7 +61,7 @@ class GGD:
             The same shape; float32, or float64 where x is.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self._log_peak - ((x - self.mean).abs() / self.scale) ** self.shape
+        return log_peak(self.shape, self.scale) - ((x - self.mean).abs() / self.scale) ** self.shape
 
     def density(self, x: Tensor) -> Tensor:
         """f(x) = ν / (2αΓ(1/ν)) · exp(−(|x − μ|/α)^ν); shapes and dtypes as in `log_density`."""

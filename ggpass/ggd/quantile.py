@@ -11,7 +11,7 @@ from ggpass.ggd.cells import log_upper, lower, upper
 MOST_STEPS = 60
 
 #: A step below this is the last: the next would be of the order of its square.
-STEP_LIMIT = 1e-10
+STEP_LIMIT = 1e-8
 
 
 def cdf(shape: float, scale: float, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ggpass.errors import GgpassError
-from ggpass.formats.scheme import row_blocks
+from ggpass.ggd.blocks import blocks
 from ggpass.ggd.density import GGD
 from ggpass.ggd.rivals import Verdict
 from ggpass.inspection.inspect import Inspection
@@ -45,7 +45,7 @@ class Panel:
 
 
 def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = None) -> Panel:
-    """density[b] = #{w : w/σ in bin b} / (#w · width), in blocks of rows.
+    """density[b] = #{w : w/σ in bin b} / (#w · width), a block at a time.
 
     Args:
         name: what the panel is called.
@@ -54,10 +54,8 @@ def histogram(name: str, weight: Tensor, ggd: GGD, verdict: Verdict | None = Non
         verdict: which family fits best; a Student-t that does has its own curve.
     """
     counts = torch.zeros(BINS, dtype=torch.float64)
-    blocks = row_blocks(*weight.shape)
-    for start in blocks:
-        units = weight[start : start + blocks.step].flatten().double() / ggd.std
-        counts += torch.histc(units, BINS, -RANGE, RANGE)
+    for block in blocks(weight):
+        counts += torch.histc(block.double() / ggd.std, BINS, -RANGE, RANGE)
     width = 2 * RANGE / BINS
     beyond = 1 - counts.sum().item() / weight.numel()
     return Panel(name, ggd, counts / (weight.numel() * width), beyond, verdict)

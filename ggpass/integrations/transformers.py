@@ -2,17 +2,23 @@
 
 import dataclasses
 import functools
+import json
+import logging
+import os
 import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ggpass.errors import InputError
-from ggpass.integrations import exact_weights
 from ggpass.integrations.callback import RateCallback
+from ggpass.passes.backslash.sharded import is_distributed
 
 try:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -21,6 +27,12 @@ try:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
     raise ImportError(f"the Trainer's callback needs {error.name}: pip install 'ggpass[trainer]'") from error
+
+
+#: The exact weights of a model that trains on its grid, in a file of their own in the Trainer's checkpoint folder.
+FILE = "ggpass_exact_weights.safetensors"
+
+log = logging.getLogger(__name__)
 
 
 class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
@@ -60,16 +72,10 @@ class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
             raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
         # Before the first step the entry is of this object itself: of an earlier training, if it had one.
         saved = entry.get("attributes", {}).get("saved") if state.global_step else None
-        self.start(
-            kwargs["model"],
-            [_stepping(kwargs["optimizer"])],
-            step=state.global_step,
-            last_step=state.max_steps,
-            saved=saved,
-            who=name,
-            rate_of=functools.partial(_rate_of, saved, args, state),
-        )
-        # The Trainer adds to this entry when it saves, and fails where there is none.
+        optimizers, rate_of = [_stepping(kwargs["optimizer"])], functools.partial(_rate_of, saved, args, state)
+        steps = {"step": state.global_step, "last_step": state.max_steps}
+        self.start(kwargs["model"], optimizers, **steps, saved=saved, who=name, rate_of=rate_of)
+        # The Trainer adds to this entry when it saves, and fails if there is none.
         states.setdefault(name, {})
 
     def on_log(
@@ -92,7 +98,7 @@ class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
         """Write what is too large for `trainer_state.json`: the exact weights of a model that is on its grid."""
         exact = self.regularizer.state_dict().get("exact_weights") if self.regularizer is not None else None
         if exact:
-            exact_weights.save(_folder(args, state), exact, self._token, args.should_save)
+            save_exact(_folder(args, state), exact, self._token, args.should_save)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -117,8 +123,57 @@ def _rate_of(
     rate = _from_json(saved["rate"])
     if saved["exact"]:
         named = [args.resume_from_checkpoint] if isinstance(args.resume_from_checkpoint, str) else []
-        rate["exact_weights"] = exact_weights.load([*map(Path, named), _folder(args, state)], saved["exact"], weights)
+        rate["exact_weights"] = load_exact([*map(Path, named), _folder(args, state)], saved["exact"], weights)
     return rate
+
+
+def save_exact(folder: Path, tensors: Mapping[str, Tensor], token: str, writes: bool) -> None:
+    """Write whole exact weights, beside the final name and renamed; every rank that holds a part must call this.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: by name of the weight; of any sharding.
+        token: what the rest of the checkpoint knows this file by.
+        writes: whether this rank is the one that writes.
+    """
+    whole = {name: t.full_tensor() if is_distributed(t) else t for name, t in tensors.items()}  # type: ignore[attr-defined]
+    if not writes:
+        return
+    if not folder.is_dir():
+        log.warning("%s is not there, so the exact weights are not saved: this step cannot be resumed from", folder)
+        return
+    # A rename within a folder is whole or not at all.
+    partial = folder / f".{FILE}.{os.getpid()}"
+    save_file({n: t.detach().cpu().contiguous() for n, t in whole.items()}, partial, metadata={"token": token})
+    os.replace(partial, folder / FILE)
+
+
+def load_exact(folders: Iterable[Path], token: str, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the exact weights that were saved with a token, sharded as the weights are.
+
+    Raises:
+        InputError: none of the folders holds them.
+    """
+    tried = [folder / FILE for folder in folders]
+    for path in tried:
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("token") == token:
+                    return {n: _as(file.get_tensor(n), weights.get(n)) for n in file.keys()}  # noqa: SIM118
+    raise InputError(
+        f"the checkpoint's {FILE} is in none of {json.dumps([str(path.parent) for path in tried])}; name its folder: "
+        "TrainingArguments(resume_from_checkpoint=FOLDER)"
+    )
+
+
+def _as(tensor: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None or not is_distributed(weight):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    moved: Tensor = distribute_tensor(tensor.to(torch.device(mesh.device_type)), mesh, placements)
+    return moved
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -22,7 +22,7 @@ from ggpass.onnx.bodies import Fallback, functions
 from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import DOMAIN, VERSION
 from ggpass.onnx.reader import load
-from ggpass.onnx.tensors import MappedTensor, shape_of, tensor_bytes, tensors_of
+from ggpass.onnx.tensors import MappedTensor, refer, tensor_bytes, tensors_of
 from ggpass.onnx.wire import SMALL
 
 try:
@@ -105,12 +105,12 @@ def save(
             with _unfinished(path.parent) as (data_file, part), _unfinished(path.parent) as (file, whole):
                 if external_data:
                     places = _write_data(model, data_file)
-                    _refer(model, places, part)
+                    _refer(places, part)
                 _write_model(model, file)
                 note = check(whole)
                 if external_data:
                     data = _publish(part, path)
-                    _refer(model, places, data)
+                    _refer(places, data)
                     _write_model(model, file)
                 os.replace(whole, path)
         except BaseException:
@@ -185,13 +185,9 @@ def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
         raise ValueError(f"tensor {tensor.name!r} has {file.tell() - start} bytes, not {tensor.nbytes}")
 
 
-def _refer(model: ir.Model, places: list[tuple[ir.Value, int]], data: Path) -> None:
+def _refer(places: list[tuple[ir.Value, int]], data: Path) -> None:
     for value, offset in places:
-        tensor = value.const_value
-        assert tensor is not None
-        value.const_value = ir.ExternalTensor(
-            data.name, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
-        )
+        refer(value, data.name, offset)
 
 
 def _publish(part: Path, path: Path) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.ggd.grid import on_grid, symbols_of
+from ggpass.ggd.moments import absolute_sums
 
 #: Elements rounded at a time, so that the temporaries stay in the cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -52,7 +53,7 @@ class GridChoice:
         Raises:
             FormatError: NaN or infinity in the weight.
         """
-        energy = sum(float(block.square().sum()) for block in _blocks(weight))
+        energy = absolute_sums([weight])[0, 1].item()
         if not math.isfinite(energy):
             raise FormatError("NaN or infinity among the weights; repair or skip this weight")
         rms = math.sqrt(energy / max(1, weight.numel()))

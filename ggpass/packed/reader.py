@@ -142,7 +142,7 @@ class Payload:
             address(codes),
             codes.size,
             where.start,
-            max(1, math.prod(self.stored.shape[1:])),
+            max(1, math.prod(self.stored.shape) // self.stored.rows),
             codebook.data_ptr(),
             address(self.scale),
             self.scale.size,

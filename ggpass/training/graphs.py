@@ -6,15 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from ggpass.errors import TraceError
+from ggpass.errors import InputError, TraceError
 from ggpass.graph.program import Program
-from ggpass.training.batch_norms import explained, guard_batch_norms
 
 #: The name under which a training graph holds the model whose tensors it reads.
 MODEL = "ggpass_model"
+
+#: How torch's own batch norm begins its refusal, which torch.export leaves out of a graph.
+REFUSAL = "Expected more than 1 value per channel when training"
+
+REMEDY = (
+    "give a batch of two or more (drop_last=True in the DataLoader for the last one), or put the batch norms into "
+    "eval()"
+)
 
 
 def training_flags(model: nn.Module) -> tuple[bool, ...]:
@@ -40,7 +46,7 @@ class TrainingGraph:
 
     Attributes:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
-        guards: raises where sizes do not fit the trace.
+        guards: raises if sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
     """
 
@@ -58,11 +64,7 @@ class TrainingGraph:
 
 
 def trace(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    dynamic_shapes: Any = None,
-    frozen: bool = False,
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None, frozen: bool = False
 ) -> TrainingGraph:
     """Return the graph of a model as it stands, in training mode or not, by torch.export.
 
@@ -84,16 +86,22 @@ def trace(
     except Exception as error:  # torch.export raises whatever the model's own code and its tracer raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = "\n".join(lines[:4]) or "no message"
-        if batch := explained(reason):
-            raise TraceError(f"{type(model).__name__} cannot be traced with these inputs: {batch}") from error
+        if REFUSAL in reason:
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced with these inputs: {REFUSAL}; {REMEDY}"
+            ) from error
         raise TraceError(
             f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
         ) from error
+    # Not at the top: it loads sympy, which takes half of the time of `import ggpass`.
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     guards = _take_guards(module)
     program = Program(module, model, training=True, frozen=frozen)
-    fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
-    return TrainingGraph(program, guards, fixed)
+    inputs = [(node.name, node.meta.get("val")) for node in program.inputs()]
+    sizes = [(name, value.shape[0]) for name, value in inputs if isinstance(value, Tensor) and value.dim()]
+    return TrainingGraph(program, guards, tuple(f"{name}: {size}" for name, size in sizes if is_concrete_int(size)))
 
 
 def _batch_dimensions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -107,19 +115,13 @@ def _batch_dimensions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
 
 def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
     """Take the check of the inputs' sizes out of the graph: it is asked before a call, to choose between graphs."""
-    found = [n for n in module.graph.nodes if n.op == "call_module" and n.target == "_guards_fn"]
+    found = module.graph.find_nodes(op="call_module", target="_guards_fn")
     if not found:
         return lambda *leaves: None
-    guards = module.get_submodule("_guards_fn")
     for node in found:
         module.graph.erase_node(node)
     module.recompile()
-    return guards
-
-
-def _is_fixed(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() > 0 and is_concrete_int(value.shape[0])
+    return module.get_submodule("_guards_fn")
 
 
 def bind(graph: TrainingGraph, model: nn.Module) -> None:
@@ -138,3 +140,42 @@ def bind(graph: TrainingGraph, model: nn.Module) -> None:
     for node in reads:
         node.target = f"{MODEL}.{node.target}"
     program.graph_module.recompile()
+
+
+def guard_batch_norms(program: Program) -> None:
+    """batch_norm(x) → batch_norm(more_than_one(x)) wherever the mean and variance are the batch's.
+
+    Var[x] needs two values. Without this a graph that was traced with a larger batch takes one of 1: the output is the
+    bias alone, and the running variance becomes NaN.
+
+    Args:
+        program: a graph as torch.export traces it; edited in place.
+    """
+    for node in program.calls(torch.ops.aten.batch_norm.default):
+        source, uses_batch = node.args[0], node.args[5]
+        if not (isinstance(source, fx.Node) and uses_batch):
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        name = stack[-1][0] if stack else node.name
+        with program.graph.inserting_before(node):
+            guard = program.graph.call_function(more_than_one, (source, name))
+        guard.meta["val"] = source.meta.get("val")
+        node.update_arg(0, guard)
+
+
+def more_than_one(x: Tensor, name: str) -> Tensor:
+    """x itself, of shape (B, C, …).
+
+    Args:
+        x: what a batch norm in training mode reads.
+        name: of the batch norm, for the error.
+
+    Raises:
+        InputError: one value for each channel.
+    """
+    if x.numel() == x.shape[1]:
+        raise InputError(
+            f"{name!r} normalizes by the batch's own variance, and an input of shape {tuple(x.shape)} has one value "
+            f"for each channel; {REMEDY}"
+        )
+    return x

@@ -3,8 +3,8 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,20 +18,13 @@ from ggpass.graph.report import Report
 from ggpass.lowering.modules import first_lowered
 from ggpass.training.graphs import TrainingGraph, bind, signature_of, trace, training_flags
 
-logger = logging.getLogger("ggpass")
+_warn_once = functools.cache(logging.getLogger("ggpass").warning)
 
 Passes = tuple[Pass | Callable[[Program], Report], ...]
 
 #: Traces kept: two for train and eval, and one for each further signature of the inputs. More would be a model whose
 #: plain-valued inputs change from call to call.
 MOST_TRACES = 16
-
-
-@runtime_checkable
-class Attachable(Protocol):
-    """A pass that also acts beside an optimizer."""
-
-    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Any: ...
 
 
 class PreparedModel(nn.Module):
@@ -120,13 +113,14 @@ class PreparedModel(nn.Module):
         """
         if self.regularizers:
             raise InputError("an optimizer is attached already; call detach() on the Regularizers first")
-        found = [step.attach(self.model, *optimizers) for step in self.passes if isinstance(step, Attachable)]
+        attaches = [getattr(step, "attach", None) for step in self.passes]
+        found = [attach(self.model, *optimizers) for attach in attaches if attach is not None]
         if not found:
             raise InputError(
                 "none of the passes acts beside an optimizer; leave attach() out, or prepare with BackSlash"
             )
         if scaler is not None or micro_batches is not None:
-            _log_needless_keywords()
+            _warn_once("attach() needs scaler= and micro_batches= no longer: the optimizer's step adds the slope once")
         self.regularizers.extend(found)
         return found[0]
 
@@ -137,13 +131,11 @@ class PreparedModel(nn.Module):
 
     def bits(self) -> float:
         """Zero-order entropy of the regularized weights now, in bits a weight."""
-        bits: float = self._attached().bits()
-        return bits
+        return float(self._attached().bits())
 
     def status(self) -> str:
         """One line for a progress bar."""
-        status: str = self._attached().status()
-        return status
+        return str(self._attached().status())
 
     # A module like the one it holds.
 
@@ -199,17 +191,11 @@ class PreparedModel(nn.Module):
         raise InputError("a PreparedModel cannot be pickled: its graphs are of this process; save its state_dict()")
 
 
-@functools.cache
-def _log_needless_keywords() -> None:
-    """Log it once."""
-    logger.warning("attach() needs scaler= and micro_batches= no longer: the optimizer's step adds the slope once")
-
-
 def prepare_model(
     model: nn.Module,
     args: tuple[Any, ...] | None,
     kwargs: Mapping[str, Any] | None,
-    passes: Iterable[Pass | Callable[[Program], Report]],
+    passes: Passes,
     dynamic_shapes: Any,
 ) -> PreparedModel:
     """`ggpass.prepare`, its inputs checked: both graphs are traced ahead, so that errors come here."""
@@ -225,7 +211,7 @@ def prepare_model(
     traced = args is not None or kwargs is not None
     if dynamic_shapes is not None and not traced:
         raise InputError("dynamic_shapes= needs a graph; give example inputs (args=, kwargs=) with it")
-    prepared = PreparedModel(model, tuple(passes), dynamic_shapes, traced)
+    prepared = PreparedModel(model, passes, dynamic_shapes, traced)
     if not traced:
         prepared.report.notes.append(
             "without example inputs: no graph, and no node in it; attach(optimizer) acts beside the model as it is"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import ggpass
 from ggpass import PassError, Pipeline, Program, Report, TraceError
 
 
@@ -99,3 +100,24 @@ def test_a_pipeline_is_a_pass() -> None:
     _, program, _ = traced()
     report = Pipeline((rename, Pipeline((rename, rename), title="inner")))(program)
     assert [r.title for r in report.flat()] == ["Pipeline", "rename", "inner", "rename", "rename"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_plain_attribute_that_is_a_buffer_too(inplace: bool) -> None:
+    """As rotary embeddings keep `original_inv_freq`: torch.export lifts it to a constant, a plain attribute."""
+
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("inv_freq", torch.arange(8.0), persistent=False)
+            self.original = self.inv_freq
+            self.constant = torch.ones(8)
+            self.out = nn.Linear(8, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(x * self.inv_freq + self.original * self.constant)
+
+    model, x = Rotary().eval(), torch.randn(3, 8)
+    wanted = ggpass.compile(model, target="rf8-reference")(x)
+    artifact = ggpass.compile(model, (x,), target="rf8-reference", inplace=inplace)
+    assert torch.equal(artifact(x), wanted)

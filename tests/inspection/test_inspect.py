@@ -324,7 +324,7 @@ def test_histogram_is_a_density_in_units_of_sigma(monkeypatch: pytest.MonkeyPatc
     assert got.beyond == pytest.approx(1e-4)
     assert got.density.sum().item() * width == pytest.approx(1 - 1e-4)
     assert got.density[plot.BINS // 2].item() == pytest.approx(1 / math.sqrt(2 * math.pi), rel=0.05)
-    monkeypatch.setattr(scheme, "BLOCK_ELEMENTS", 5000)
+    monkeypatch.setattr("ggpass.ggd.blocks.CPU_BLOCK", 5000)
     assert torch.equal(plot.histogram("w", weight, ggd).density, got.density)
 
 

@@ -189,3 +189,18 @@ def test_the_codebook_survives_the_meta_device_and_to_empty() -> None:
             twin = twin.to_empty(device="cpu")
         twin.load_state_dict(state, assign=assign)
         assert torch.equal(twin(x), wanted)
+
+
+def test_its_memory_cannot_be_taken_past_python() -> None:
+    """`x.data = view` asks nobody: torch itself refuses tensors of another device."""
+    layer, other = compiled(nn.Linear(32, 48)), nn.Linear(32, 48)
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        other.weight.data = layer.weight
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        other.weight.data = layer.weight.data[:5]
+    with torch.no_grad():
+        other.weight.copy_(layer.weight)
+        other.weight[:5] = layer.weight.data[5:10]
+    assert torch.equal(other.weight[5:], layer.weight[5:] + 0)
+    assert torch.equal(other.weight[:5], layer.weight[5:10] + 0)
+    assert nn.Parameter(layer.weight + 0).requires_grad

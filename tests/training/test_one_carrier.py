@@ -268,7 +268,7 @@ def test_optimizers_of_parts_and_modules_of_one_class() -> None:
 def test_keywords_that_are_needed_no_longer_are_taken_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     from ggpass.training import prepared as module
 
-    module._log_needless_keywords.cache_clear()
+    module._warn_once.cache_clear()
     for _ in range(2):
         model = Net()
         train = ggpass.prepare(model, torch.zeros(8, dtype=torch.long), passes=COUPLED)

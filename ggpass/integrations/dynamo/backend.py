@@ -41,8 +41,8 @@ def ggpass_backend(
         options: `target` (default `rf8-cpu`), `scheme`, `only`, `skip` as `ggpass.compile` takes them; `inner`, the
             backend that compiles the graph around the lowered weights (default `inductor`); `report`, called with the
             Report of each compiled graph; `train`, a coupled BackSlash or a mapping of its fields: graphs that compute
-            gradients get rate nodes, the others are lowered where `target` is given, and go to `inner` as they are
-            where it is not.
+            gradients get rate nodes, the others are lowered if `target` is given, and go to `inner` as they are
+            if it is not.
         mode: not used; torch.compile passes it.
 
     Raises:
@@ -98,7 +98,12 @@ def lower_graph(
     check = lowering.check
 
     def refuse(name: str, weight: Tensor) -> None:
-        refuse_training(name, weight)
+        if torch.is_grad_enabled() and weight.requires_grad:
+            raise InputError(
+                f"weight {name!r} is trainable and gradients are on: codes do not pass a gradient to it, and a fused "
+                "optimizer would change it without a trace; run under torch.no_grad() or torch.inference_mode(), or "
+                "call model.requires_grad_(False)"
+            )
         if check is not None:
             check(name, weight)
 
@@ -110,13 +115,3 @@ def lower_graph(
         report.changes += part.changes
         report.skips += part.skips
     return program.compile(inner), report
-
-
-def refuse_training(name: str, weight: Tensor) -> None:
-    """Raise InputError if gradients are on and a weight to lower is trainable."""
-    if torch.is_grad_enabled() and weight.requires_grad:
-        raise InputError(
-            f"weight {name!r} is trainable and gradients are on: codes do not pass a gradient to it, and a fused "
-            "optimizer would change it without a trace; run under torch.no_grad() or torch.inference_mode(), or "
-            "call model.requires_grad_(False)"
-        )

@@ -41,8 +41,8 @@ class CallProgram(Program):
         # A copy is traced: tracing runs the module, and Dynamo keeps the original.
         with self.fake_mode:
             module = make_fx(copy.deepcopy(source), pre_dispatch=True)(*fakes)
-        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        sources = [source_name(node) for node in source.graph.nodes if node.op == "placeholder"]
+        placeholders = module.graph.find_nodes(op="placeholder")
+        sources = [source_name(node) for node in source.graph.find_nodes(op="placeholder")]
         self._values: dict[str, Any] = {str(node.target): fake for node, fake in zip(placeholders, fakes)}
         self._nodes: dict[str, fx.Node] = {str(node.target): node for node in placeholders}
         self._feeds: dict[str, Feed] = {str(node.target): i for i, node in enumerate(placeholders)}
@@ -59,12 +59,11 @@ class CallProgram(Program):
     def _name_weights(self) -> None:
         """Find all names of each weight: Dynamo passes a tied one once, under one of its names."""
         model = compiled_module()
-        self._model_names: list[str] | None = None
+        named = [] if model is None else list(model.named_parameters(remove_duplicate=False))
+        self._model_names = None if model is None else [name for name, p in named if p.dim() >= 2]
         names: dict[int, tuple[str, ...]] = {}
-        if model is not None:
-            for name, parameter in model.named_parameters(remove_duplicate=False):
-                names[id(parameter)] = (*names.get(id(parameter), ()), name)
-            self._model_names = [n for n, p in model.named_parameters(remove_duplicate=False) if p.dim() >= 2]
+        for name, parameter in named:
+            names[id(parameter)] = (*names.get(id(parameter), ()), name)
         self._all_names = {
             id(fake): names.get(id(example)) or (self._labels[name],)
             for (name, fake), example in zip(self._values.items(), self.examples)
@@ -127,8 +126,7 @@ class CallProgram(Program):
             self._add(name, torch.empty(value.shape, dtype=value.dtype, device=value.device), value)
 
     def _add(self, name: str, fake: Tensor, feed: Feed) -> None:
-        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
-        with self.graph.inserting_after(last):
+        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
             node = self.graph.placeholder(name)
         node.meta["val"] = fake
         self._values[name], self._nodes[name], self._feeds[name] = fake, node, feed
@@ -150,11 +148,12 @@ class CallProgram(Program):
         """Return the edited graph, compiled by `inner`; it takes Dynamo's arguments."""
         self.graph.eliminate_dead_code()
         # A weight that the graph reads only as codes does not enter it at all.
-        for node in [n for n in self.graph.nodes if n.op == "placeholder" and not n.users]:
-            self.graph.erase_node(node)
+        for node in self.graph.find_nodes(op="placeholder"):
+            if not node.users:
+                self.graph.erase_node(node)
         self.graph_module.recompile()
-        feeds = [self._feeds[str(n.target)] for n in self.graph.nodes if n.op == "placeholder"]
-        order = [str(n.target) for n in self.graph.nodes if n.op == "placeholder"]
+        order = [str(node.target) for node in self.graph.find_nodes(op="placeholder")]
+        feeds = [self._feeds[name] for name in order]
         # Dynamo's own arguments go on as Dynamo's: a tracer's fakes lack its notes on values that change.
         values = [self.examples[f] if isinstance(f, int) else self._values[n] for f, n in zip(feeds, order)]
         return Runner(inner(self.graph_module, values), feeds)

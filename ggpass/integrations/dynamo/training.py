@@ -27,9 +27,8 @@ from ggpass.graph.program import owner_of
 from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.weights import Weight, weights_of_module
 from ggpass.integrations.dynamo.arguments import compiled_module, parameter_name, source_name
-from ggpass.passes.backslash import BackSlash
+from ggpass.passes.backslash import BackSlash, rate_node
 from ggpass.passes.backslash.attached import owners_of
-from ggpass.passes.backslash.node import rate_node
 from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import reasons_to_skip
 
@@ -66,17 +65,14 @@ def trains(example_inputs: Sequence[Any]) -> bool:
 
 
 def compile_for_training(
-    graph_module: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    settings: BackSlash,
-    inner: Any = None,
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], settings: BackSlash, inner: Any = None
 ) -> tuple[Callable[..., Any], Report]:
     """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
-        settings: which weights, and the rate where no Regularizer is attached to them.
-        inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
+        settings: which weights, and the rate if no Regularizer is attached to them.
+        inner: a backend for training graphs; None: inductor, or aot_eager if inductor has no C++ compiler.
 
     Returns:
         A callable of Dynamo's arguments, and the report.
@@ -86,8 +82,8 @@ def compile_for_training(
     """
     done = Report("BackSlash")
     twin = _copy(graph_module)
-    inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
-    labels = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    inputs = twin.graph.find_nodes(op="placeholder")
+    labels = [parameter_name(source_name(node)) for node in graph_module.graph.find_nodes(op="placeholder")]
     model = compiled_module()
     own = {id(v): Weight((n,), v) for n, v in zip(labels, example_inputs) if isinstance(v, nn.Parameter)}
     found = list(own.values()) if model is None else weights_of_module(model)
@@ -101,12 +97,15 @@ def compile_for_training(
             else:
                 done.changes.append(Change(weight.title, "the rate's gradient joins its own"))
                 chosen[position] = weight.name
-    _insert(twin, inputs, list(chosen))
+    body = next(n for n in twin.graph.nodes if n.op != "placeholder")
+    for weight in (inputs[position] for position in chosen):
+        insert_behind([weight], body, functools.partial(twin.graph.call_function, rate_node, (weight,)))
+    twin.recompile()
     if inner is None:
         inner, note = _default_inner()
         done.notes += note
     compiled = torch._dynamo.lookup_backend(inner)(twin, list(example_inputs))
-    return TrainingRunner(compiled, chosen, settings) if chosen else compiled, done
+    return _with_waiting(compiled, chosen, settings) if chosen else compiled, done
 
 
 def _copy(source: fx.GraphModule) -> fx.GraphModule:
@@ -119,14 +118,6 @@ def _copy(source: fx.GraphModule) -> fx.GraphModule:
         if hasattr(original, "_dynamo_source"):
             node._dynamo_source = original._dynamo_source
     return twin
-
-
-def _insert(module: fx.GraphModule, inputs: list[fx.Node], positions: list[int]) -> None:
-    """A node for each weight, behind all arguments."""
-    body = next(n for n in module.graph.nodes if n.op != "placeholder")
-    for weight in (inputs[position] for position in positions):
-        insert_behind([weight], body, functools.partial(module.graph.call_function, rate_node, (weight,)))
-    module.recompile()
 
 
 @functools.cache
@@ -151,21 +142,18 @@ _WAITING: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _WATCH: list[RemovableHandle] = []
 
 
-class TrainingRunner:
-    """Calls the compiled graph, and lets its weights wait for their optimizer where no Regularizer is attached."""
+def _with_waiting(compiled: Callable[..., Any], names: Mapping[int, str], settings: BackSlash) -> Callable[..., Any]:
+    """Call the compiled graph, and let its weights wait for their optimizer if no Regularizer is attached to them."""
 
-    def __init__(self, compiled: Callable[..., Any], names: Mapping[int, str], settings: BackSlash) -> None:
-        self.compiled = compiled
-        self.names = names
-        self.settings = settings
-
-    def __call__(self, *args: Any) -> Any:
-        for position, name in self.names.items():
+    def run(*args: Any) -> Any:
+        for position, name in names.items():
             if all(owner.automatic for owner in coupled_owners(args[position])):
-                _WAITING[args[position]] = (name, self.settings)
+                _WAITING[args[position]] = (name, settings)
         if _WAITING and not _WATCH:
             _WATCH.append(register_optimizer_step_pre_hook(_attach_waiting))
-        return self.compiled(*args)
+        return compiled(*args)
+
+    return run
 
 
 def coupled_owners(weight: nn.Parameter) -> list[Regularizer]:
@@ -174,7 +162,7 @@ def coupled_owners(weight: nn.Parameter) -> list[Regularizer]:
 
 
 def _attach_waiting(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Attach a Regularizer to the waiting weights that an optimizer is about to step, where it has none of them yet."""
+    """Attach a Regularizer to the waiting weights that an optimizer is about to step, if it has none of them yet."""
     found: dict[BackSlash, dict[str, nn.Parameter]] = {}
     for weight in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         name, settings = _WAITING.pop(weight, ("", None))

@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program
 from ggpass.graph.edges import insert_on_weight_edges
-from ggpass.passes.backslash.node import rate_node
+from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
 from ggpass.passes.backslash.settings import RateSettings
-from ggpass.graph.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class BackSlash(RateSettings):
                 report.changes.append(Change(name, "the rate's gradient joins its own"))
             else:
                 report.skips.append(Skip(name, "the graph does not use it"))
-        insert_on_weight_edges(program, chosen, _make_node)
+        insert_on_weight_edges(program, chosen, lambda _, source, __: program.graph.call_function(rate_node, (source,)))
         report.notes.append("attach(optimizer): its step adds the slope of the marked weights, once")
         return report
 
@@ -72,5 +71,18 @@ class BackSlash(RateSettings):
         return Regularizer(model, self).attach(*optimizers)
 
 
-def _make_node(program: Program, source: fx.Node, weight: Weight) -> fx.Node:
-    return program.graph.call_function(rate_node, (source,))
+def rate_node(weight: Tensor) -> Tensor:
+    """w → w forward, g → g backward: marks a weight's edge in a training graph.
+
+    The slope λ·∂R/∂w joins the gradient at the optimizer's step, once. A node cannot add it exactly: it is passed as
+    often as forwards and backwards are run for a step, and does not see the factor of the loss (1/k of micro-batches,
+    the scale of a gradient scaler).
+
+    Args:
+        weight: floating, any shape.
+
+    Returns:
+        A view of the weight.
+    """
+    alias: Tensor = torch.ops.aten.alias(weight)  # unlike a view, it passes sparse gradients
+    return alias

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 #: The share of a miss that is to be made up by the next measurement; all of it would chase noise.
 CORRECTION = 0.5
@@ -89,33 +89,18 @@ class Controller:
         self.hurried += wanted < -LARGEST_DROP
         return min(0.0, max(-LARGEST_DROP, wanted) - max(-LARGEST_DROP, min(2 * LARGEST_DROP, self.growth)))
 
-    def expect(self, bits: float, drop: float) -> None:
-        """Note the forecast for the chosen λ: bits·e^drop at the next measurement."""
-        self.forecast = bits * math.exp(drop)
-
-    def needs_no_rate(self, step: int, bits: float, strength: float) -> bool:
-        """Return True if the bits are below the target without λ, long after the plan has ended; once at most."""
-        surplus = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
-        self.idle = self.idle + 1 if surplus else 0
-        return self.idle == PATIENCE
+    def surplus(self, step: int, bits: float, strength: float) -> str:
+        """Return the message that a target needs no rate, long after the plan has ended; once at most, else ''."""
+        idle = strength == 0 and bits < (1 - TOLERANCE) * self.target and step >= self.start_step + self.ramp
+        self.idle = self.idle + 1 if idle else 0
+        if self.idle != PATIENCE:
+            return ""
+        return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
 
     @property
     def reported_surplus(self) -> bool:
         """Return True if that was reported, and is still so."""
         return self.idle >= PATIENCE
-
-    def surplus(self, bits: float) -> str:
-        """Return the message for a target that needs no rate."""
-        return f"this training yields {bits:.2f} bits a weight at λ = 0, fewer than the target of {self.target:.2f}"
-
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("target", "ramp")}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state_dict()`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> float:
@@ -124,10 +109,10 @@ def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> flo
     Args:
         drop_of: falls from 0 at λ = 0.
         drop: at most 0.
-        largest: taken where even its drop is too small.
+        largest: taken if even its drop is too small.
 
     Returns:
-        λ whose drop misses the wanted one by at most 2 % of it; the last one tried where 24 tries are not enough.
+        λ whose drop misses the wanted one by at most 2 % of it; the last one tried if 24 tries are not enough.
     """
     if drop >= 0 or largest <= 0:
         return 0.0

@@ -1,9 +1,8 @@
 """Asked for b bits a weight, reached b': why a training missed its target."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -22,31 +21,25 @@ class Diagnostics:
     """The course of a training towards a target: the reasons to look for if it is missed.
 
     Attributes:
-        count: of weight tensors.
-        present: since λ was last chosen, in how many steps each tensor had a gradient.
+        present: since λ was last chosen, in how many steps each weight tensor had a gradient.
+        absences: Σ over the choices of each tensor's share of steps without a gradient.
         reach: running mean of each tensor's share of steps with a gradient; empty before the second choice.
         chosen_at: the step at which λ was last chosen; −1 before the first.
-        absences: Σ over the choices of each tensor's share of steps without a gradient.
         choices: how often λ was chosen.
         powerless: choices in which even the largest λ brings about less than half of what was needed.
         largest_rate, last_rate: learning rate, in the mean over the weights.
         bits_ahead_of_tail: at the last measurement of a step with a rate.
     """
 
-    count: int
-    present: list[int] = field(default_factory=list)
+    present: list[int]
+    absences: list[float]
     reach: list[float] = field(default_factory=list)
     chosen_at: int = -1
-    absences: list[float] = field(default_factory=list)
     choices: int = 0
     powerless: int = 0
     largest_rate: float = 0.0
     last_rate: float = 0.0
     bits_ahead_of_tail: float = math.nan
-
-    def __post_init__(self) -> None:
-        self.present = self.present or [0] * self.count
-        self.absences = self.absences or [0.0] * self.count
 
     def note_step(self, indices: Iterable[int]) -> None:
         """Note the weights that a step reaches."""
@@ -65,7 +58,7 @@ class Diagnostics:
             shares = [old + FOLLOW * (new - old) for old, new in zip(self.reach or shares, shares)]
             self.reach = shares
         self.absences = [a + max(0.0, 1 - share) for a, share in zip(self.absences, shares)]
-        self.present, self.chosen_at = [0] * self.count, steps
+        self.present, self.chosen_at = [0] * len(weights), steps
         return shares
 
     def note_choice(self, needed: float, foreseen: float, rate: float) -> None:
@@ -80,98 +73,63 @@ class Diagnostics:
         self.powerless += foreseen > needed / 2
         self.largest_rate, self.last_rate = max(self.largest_rate, rate), rate
 
-    def message(
+    def reasons(
         self,
         goal: Controller,
         settings: RateSettings,
         steps: int,
         bits: float,
-        weights: Sequence[nn.Parameter],
+        sizes: Sequence[int],
         names: Sequence[str],
-    ) -> str:
-        """Return `asked 1.50 bits a weight, reached 2.10 after 40 steps, because …; give …`."""
-        start = f"asked {goal.target:.2f} bits a weight, reached {bits:.2f} after {steps} steps"
-        why = self._unfinished(goal, settings, steps) or self._tail(goal, settings)
-        why = why or _too_few(goal, bits, sum(weight.numel() for weight in weights))
-        if not why:
-            why = self._more(goal, weights, names) if bits > goal.target else _fewer(goal)
-        return f"{start}, because {why}"
-
-    def _unfinished(self, goal: Controller, settings: RateSettings, steps: int) -> str:
-        total = settings.total_steps
+    ) -> Iterator[str]:
+        """Yield each hindrance that shows, with the remedy; the first one explains the most."""
+        total, count = settings.total_steps, sum(sizes)
         if total is not None and steps < total:
-            return f"the training ended ahead of total_steps={total}; give the real number of optimizer steps"
+            yield f"the training ended ahead of total_steps={total}; give the real number of optimizer steps"
         if total is None and steps < goal.start_step + goal.ramp:
-            return f"the ramp of {goal.ramp} steps was not over; give total_steps=, or a shorter ramp in the schedule"
-        return ""
-
-    def _tail(self, goal: Controller, settings: RateSettings) -> str:
-        tail = settings.schedule.steps(settings.schedule.tail, settings.total_steps)
-        if not tail or goal.misses(self.bits_ahead_of_tail):
-            return ""
-        return (
-            f"the tail of {tail} steps trains without a rate, and the bits were {self.bits_ahead_of_tail:.2f} ahead of "
-            "it; shorten it, or ask for fewer bits"
-        )
-
-    def _more(self, goal: Controller, weights: Sequence[nn.Parameter], names: Sequence[str]) -> str:
-        """Return the reason for more bits than asked for: the first hindrance that shows."""
-        sizes = [weight.numel() for weight in weights]
-        count = sum(sizes)
-        absent = sum(a * size for a, size in zip(self.absences, sizes)) / max(1, self.choices * count)
+            yield f"the ramp of {goal.ramp} steps was not over; give total_steps=, or a shorter ramp in the schedule"
+        tail = settings.schedule.steps(settings.schedule.tail, total)
+        if tail and not goal.misses(self.bits_ahead_of_tail):
+            yield (
+                f"the tail of {tail} steps trains without a rate, and the bits were {self.bits_ahead_of_tail:.2f} "
+                "ahead of it; shorten it, or ask for fewer bits"
+            )
+        jump = math.log2(max(2, count)) / max(1, count)  # in H, of another symbol for one weight
+        if abs(bits - goal.target) <= jump:
+            yield f"one weight of only {count} changes the bits by about {jump:.2f}; no λ brings them closer"
+        if bits <= goal.target and goal.began_below:
+            yield (
+                f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
+                "step= (Δ of the grid)"
+            )
+        if bits <= goal.target:
+            yield (
+                "λ had lowered them further than was forecast, and too few steps were left for them to grow again; "
+                "train longer, or give a smaller refit_every"
+            )
+        missing = [share * size for share, size in zip(self.absences, sizes)]
+        absent = sum(missing) / max(1, self.choices * count)
         if absent > ABSENT:
-            worst = sorted(range(self.count), key=lambda i: -self.absences[i] * sizes[i])
-            some = ", ".join(names[i] for i in worst[:3])
-            return (
+            some = ", ".join(names[i] for i in sorted(range(len(names)), key=lambda i: -missing[i])[:3])
+            yield (
                 f"{100 * absent:.0f} % of the weights had no gradient in the mean over the steps ({some}), as experts "
                 "that no token reaches, and steps leave them alone; train them, or skip= them"
             )
         if self.largest_rate == 0:
-            return "the learning rate was 0, by which the rate's steps are scaled"
+            yield "the learning rate was 0, by which the rate's steps are scaled"
         if goal.hurried > NOTABLE * self.choices:
-            share = 100 * (1 - math.exp(-LARGEST_DROP))
-            return (
-                f"from one measurement to the next λ lowers them by at most {share:.0f} %, and there were "
-                f"{self.choices} in all; give more steps, or a schedule with a longer ramp"
+            yield (
+                f"from one measurement to the next λ lowers them by at most {100 * (1 - math.exp(-LARGEST_DROP)):.0f} "
+                f"%, and there were {self.choices} in all; give more steps, or a schedule with a longer ramp"
             )
         if self.powerless > NOTABLE * self.choices:
-            return (
+            yield (
                 f"at a learning rate of {self.last_rate:.2g} no λ moves the weights far enough; train longer or at a "
                 "higher learning rate, let it decay later, or give a larger step= (Δ of the grid)"
             )
         if self.last_rate > self.largest_rate / 2:
-            return (
+            yield (
                 f"the learning rate was still {self.last_rate:.2g} at the end, where the loss moves the bits between "
                 "two measurements; let it decay, or give a smaller refit_every"
             )
-        return "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists of them."""
-        return {name: value for name, value in vars(self).items() if name != "count"}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        for name, value in state.items():
-            setattr(self, name, list(value) if isinstance(value, list) else value)
-
-
-def _too_few(goal: Controller, bits: float, count: int) -> str:
-    """Return the reason if one weight makes the miss: another symbol of it moves H by about log2(n)/n."""
-    jump = math.log2(max(2, count)) / max(1, count)
-    if abs(bits - goal.target) > jump:
-        return ""
-    return f"one weight of only {count} changes the bits by about {jump:.2f}; no λ brings them closer"
-
-
-def _fewer(goal: Controller) -> str:
-    """Return the reason for fewer bits than asked for."""
-    if goal.began_below:
-        return (
-            f"the weights began with {goal.first_bits:.2f}, and a rate adds none; ask for fewer, or give a smaller "
-            "step= (Δ of the grid)"
-        )
-    return (
-        "λ had lowered them further than was forecast, and too few steps were left for them to grow again; train "
-        "longer, or give a smaller refit_every"
-    )
+        yield "the loss moved the bits faster than λ followed; train longer, or give a smaller refit_every"

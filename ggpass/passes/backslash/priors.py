@@ -42,17 +42,10 @@ class Priors:
             if usable:
                 self.shapes[index], self.scales[index] = shape[index].item(), scale[index].item()
                 self.deviations[index] = math.sqrt(found.second[index].item())
-        return self._now_broken(found)
+        return self.find_broken(found)
 
-    def find_broken(self, weights: Sequence[Tensor]) -> list[int]:
-        """Look for NaN and infinity alone.
-
-        Returns:
-            Indices of the tensors in which they are new.
-        """
-        return self._now_broken(moments(weights))
-
-    def _now_broken(self, found: Moments) -> list[int]:
+    def find_broken(self, found: Moments) -> list[int]:
+        """Return indices of the tensors in which NaN or infinity is new."""
         broken = {i for i, bad in enumerate((~torch.isfinite(found.second) & (found.counts > 0)).tolist()) if bad}
         new = sorted(broken - self.broken)
         self.broken = broken

@@ -1,7 +1,6 @@
 """Regularizer: the rate term beside an optimizer: when it acts, on which weights, and what of it is kept."""
 
 import logging
-import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +11,25 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
-from ggpass.graph.report import Report
-from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
-from ggpass.passes.backslash.priors import Priors
 from ggpass.ggd.grid import Histogram
-from ggpass.passes.backslash.grid import histogram
+from ggpass.passes.backslash.attached import (
+    after_closure,
+    check_parameters,
+    check_still_there,
+    enter,
+    gradient_scale,
+    learning_rates,
+    leave,
+    skipped,
+)
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, has_closure, learning_rates, skipped
+from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.passes.backslash.sharded import local_part
 from ggpass.passes.backslash.state import check_state, plain_name, tensors_of
+from ggpass.passes.backslash.statistics import histogram
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +46,6 @@ class Regularizer:
         names: of the regularized weights, tied ones once.
         weights: these Parameters.
         report: which Parameters were left alone, and why.
-        steps: optimizer steps so far.
-        strength: λ in force, before the schedule's factor.
         optimizers: those that it is attached to.
         automatic: whether it was attached without the caller's word, and gives way to one that he attaches.
     """
@@ -56,16 +60,13 @@ class Regularizer:
         selection = select(model, settings)
         self.settings = settings
         self._model = weakref.ref(model)
-        self.names = selection.names
-        self.weights = selection.weights
-        self.report: Report = selection.report
-        self.steps = 0
+        self.names, self.weights, self.report = selection.names, selection.weights, selection.report
         self.automatic = False
         self.count = sum(weight.numel() for weight in self.weights)
-        target = None
-        if settings.has_target:
-            target = settings.target_bits or bits_of_megabytes(model, selection, settings.target_megabytes or 0.0)
-        self._rate = Rate(self.names, [weight.numel() for weight in self.weights], settings, target)
+        target = settings.target_bits
+        if settings.target_megabytes is not None:
+            target = bits_of_megabytes(model, selection, settings.target_megabytes)
+        self._rate = Rate(self.names, self.weights, settings, target)
         self._zeros: list[tuple[nn.Parameter, Tensor]] = []
         self._exact = ExactWeights()
         self.optimizers: tuple[Optimizer, ...] = ()
@@ -96,28 +97,29 @@ class Regularizer:
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
-        for message in warnings_at_attach(self.names, self.weights, stepped):
-            self._warn(message)
         self.optimizers = optimizers
-        enter(self, self.weights)
+        for message in enter(self, self.names, self.weights, stepped):
+            self._warn(message)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
         return self
 
     def _warn(self, message: str) -> None:
-        self.report.notes.append(message)
-        log.warning(message)
+        """Report and log a message, if there is one."""
+        if message:
+            self.report.notes.append(message)
+            log.warning(message)
 
     def detach(self, *, finished: bool = True) -> None:
         """Remove the hooks; the state stays.
 
         Args:
-            finished: False where the training broke off and may be resumed: a missed target is not reported then.
+            finished: False if the training broke off and may be resumed: a missed target is not reported then.
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):
-            self._warn_of_missed_target()
+            self._warn(self._rate.missed())
         if self._handles and self.settings.schedule.on_grid and not self._exact and 0 < self.steps < (total or 0):
             self._warn(
                 f"detached after {self.steps} of total_steps={total}, ahead of the span on_grid: the weights are not "
@@ -138,11 +140,12 @@ class Regularizer:
         """A hook ahead of `step`; what it returns are the arguments in place of those given."""
         if skipped(optimizer):
             return None
-        adds = self.coupled and not self._rate.in_tail(self.steps)
-        if (adds or self._exact) and has_closure(args, kwargs):  # both wait for the gradients
-            return after_closure(args, kwargs, lambda: self.before_step(optimizer))
-        self.before_step(optimizer)
-        return None
+        waits = None
+        if self._exact or (self.coupled and not self._rate.in_tail):  # both need the gradients
+            waits = after_closure(args, kwargs, lambda: self.before_step(optimizer))
+        if waits is None:
+            self.before_step(optimizer)
+        return waits
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not skipped(optimizer):
@@ -172,13 +175,12 @@ class Regularizer:
             )
         self._exact.restore_(self._on_grids(rates))
         if self._is_clock(optimizer) and not self._exact:
-            self._rate.follow(self.steps, self.weights)
-        if self._rate.in_tail(self.steps):
-            self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._of(rates)]
+            self._rate.follow()
+        if self._rate.in_tail:
+            self._zeros = [(weight, local_part(weight.detach()) == 0) for _, weight in self._rate.held_by(rates)]
         elif self.coupled:
-            if self._is_clock(optimizer) and self._rate.due(self.steps):
-                self._refit(optimizer)
-            self._rate.join_gradients(self.steps, self._of(rates), math.log(gradient_scale(optimizer)))
+            self._refit(optimizer)
+            self._rate.join_gradients(rates, gradient_scale(optimizer))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
@@ -188,46 +190,36 @@ class Regularizer:
             optimizer: that has stepped; weights take its learning rates.
         """
         rates = learning_rates((optimizer,), self.weights)
-        if self._rate.in_tail(self.steps):
+        if self._rate.in_tail:
             for weight, zero in self._zeros:
                 local_part(weight).masked_fill_(zero, 0.0)
             self._zeros = []
         elif not self.coupled:
-            if self._is_clock(optimizer) and self._rate.due(self.steps):
-                self._refit(optimizer)
-            self._rate.step_weights(self.steps, self._of(rates), rates)
+            self._refit(optimizer)
+            self._rate.step_weights(rates)
         if self.settings.schedule.on_grid_after(self.steps, self.settings.total_steps):
             self._exact.round_(self._on_grids(rates))
         if self._is_clock(optimizer):
-            self._end_step()
-
-    def _end_step(self) -> None:
-        """Measure the weights as the step has left them, and count it."""
-        self._rate.measure(self.steps, self.weights)
-        self.steps += 1
-        if self.steps == self.settings.total_steps:
-            self._warn_of_missed_target()
-
-    def _warn_of_missed_target(self) -> None:
-        if message := self._rate.missed(self.steps, self.weights, self.names):
-            self._warn(message)
+            self._warn(self._rate.end_step())
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
         """Return True if this optimizer's steps are the ones that are counted."""
         return not self.optimizers or optimizer is self.optimizers[0]
 
-    def _of(self, rates: dict[int, float]) -> list[tuple[int, nn.Parameter]]:
-        return [(index, weight) for index, weight in enumerate(self.weights) if id(weight) in rates]
-
     def _on_grids(self, rates: dict[int, float]) -> list[tuple[str, nn.Parameter, float]]:
-        return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._of(rates)]
+        return [(self.names[i], weight, self._rate.grids.steps[i]) for i, weight in self._rate.held_by(rates)]
 
-    def _refit(self, *optimizer: Optimizer) -> None:
-        """Fit all weights, move λ; `optimizer` is the one that steps, where none is attached."""
-        optimizers = self.optimizers or optimizer
-        self._rate.refit(self.steps, self.weights, lambda: learning_rates(optimizers, self.weights), self._warn)
+    def _refit(self, optimizer: Optimizer) -> None:
+        """Fit all weights and move λ if that is due; `optimizer` is the one that steps."""
+        if self._is_clock(optimizer):
+            self._warn(self._rate.refit(learning_rates(self.optimizers or (optimizer,), self.weights)))
 
     # For the user.
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._rate.steps
 
     @property
     def priors(self) -> Priors:
@@ -267,7 +259,7 @@ class Regularizer:
         As of the last measurement: after every `refit_every`-th step, and the last. Once the rate has ended the λ is
         the one used last, and a target that was missed is shown beside it.
         """
-        return self._rate.status(self.steps)
+        return self._rate.status()
 
     # State.
 
@@ -276,8 +268,7 @@ class Regularizer:
 
         On the grid, the exact weights too.
         """
-        state = {"steps": self.steps, "tensors": tensors_of(self.names, self.weights)}
-        state |= self._rate.state_dict()
+        state = {"tensors": tensors_of(self.names, self.weights)} | self._rate.state_dict()
         if self._exact:
             state["exact_weights"] = {plain_name(n): t for n, t in self._exact.tensors.items()}
         return state
@@ -291,7 +282,6 @@ class Regularizer:
             InputError: the state is of another model or of other settings; it names the weight that differs.
         """
         check_state(state, self.names, self.weights, self.settings)
-        self.steps = int(state["steps"])
         self._rate.load_state_dict(state)
         names = {plain_name(name): name for name in self.names}
         exact = {names.get(name, name): tensor for name, tensor in state.get("exact_weights", {}).items()}

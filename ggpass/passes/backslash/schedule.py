@@ -30,7 +30,7 @@ class Schedule:
     on_grid: Span = 0
 
     def __post_init__(self) -> None:
-        for name, span in self._spans():
+        for name, span in vars(self).items():
             share = isinstance(span, float)
             if isinstance(span, bool) or not isinstance(span, int | float) or not span >= 0 or (share and span > 1):
                 raise InputError(
@@ -38,24 +38,28 @@ class Schedule:
                     "an int"
                 )
 
-    def _spans(self) -> tuple[tuple[str, Span], ...]:
-        return (("warm_up", self.warm_up), ("ramp", self.ramp), ("tail", self.tail), ("on_grid", self.on_grid))
+    def check(self, total_steps: int | None, ramps: bool) -> None:
+        """Raise InputError if a share has no whole, or the spans do not fit into the training.
 
-    def check(self, total_steps: int | None) -> None:
-        """Raise InputError where a share has no whole, or warm-up and tail leave no step between them."""
+        Args:
+            total_steps: optimizer steps in all.
+            ramps: whether there is a target, so that the ramp counts.
+        """
         if total_steps is None:
-            for name, span in self._spans():
+            for name, span in vars(self).items():
                 if span and name != "ramp" and (isinstance(span, float) or name != "warm_up"):
                     raise InputError(f"{name}={span!r} needs total_steps=, the number of optimizer steps in all")
-        elif self.steps(self.warm_up, total_steps) + self.steps(self.tail, total_steps) > total_steps:
+            return
+        tail = self.steps(self.tail, total_steps)
+        if self.steps(self.warm_up, total_steps) + tail > total_steps:
             raise InputError(
                 f"warm_up={self.warm_up!r} and tail={self.tail!r} are longer than total_steps={total_steps}"
             )
-
-    def ramp_ends(self, total_steps: int | None) -> bool:
-        """Return True if the ramp, counted from the first step, is over when the tail begins; so it is without a tail."""
-        tail = self.steps(self.tail, total_steps)
-        return not tail or total_steps is None or self.steps(self.ramp, total_steps) + tail <= total_steps
+        if ramps and tail and self.steps(self.ramp, total_steps) + tail > total_steps:
+            raise InputError(
+                f"ramp={self.ramp!r} is not over when tail={self.tail!r} begins, so that the target would be missed by "
+                f"far; shorten one of them in the schedule (total_steps={total_steps})"
+            )
 
     @staticmethod
     def steps(span: Span, total_steps: int | None) -> int:

@@ -1,16 +1,16 @@
 """RateSettings: the settings of a training with a rate term, as one checked value."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ggpass.errors import InputError
+from ggpass.graph.weights import as_patterns
 from ggpass.passes.backslash.schedule import Schedule
 
 Mode = Literal["proximal", "coupled", "paper-coupled", "paper-code"]
 
-#: λ of the published decoupled update, where nothing else is asked.
+#: λ of the published decoupled update, if nothing else is asked.
 PAPER_CODE_STRENGTH = 2000.0
 
 
@@ -33,7 +33,7 @@ class RateSettings:
         spread: γ from 0 to 1. Above 0 each weight tensor has a grid of its own, Δ_i = Δ·(ḡ/g_i)^γ, g_i = √E[gradient²]
             in the last steps ahead of `schedule.on_grid` and ḡ the geometric mean over all weights: embeddings and
             heads, which a loss feels most, get finer grids than inner layers. `Regularizer.grid_steps` tells them.
-            The proximal step is scaled by Δ_i/Δ, and where ε is `step` it is Δ_i.
+            The proximal step is scaled by Δ_i/Δ, and if ε is `step` it is Δ_i.
         mode: "proximal": after the optimizer's step, θ ← sign(θ)·max(|θ| − lr·λ·m·ρ'(|θ|), 0): exact zeros appear.
             "coupled": λ·m·ρ'(|θ|)·sign(θ) joins the gradient before the optimizer's step.
             "paper-coupled": arXiv 2504.16968, Algorithm 1: λ·ν/N·sign(θ)(|θ|+ε)^(ν−1) joins the gradient, one ν for
@@ -46,10 +46,10 @@ class RateSettings:
         scale: a fixed α, in units of weight, instead of the fitted one.
         epsilon: ε > 0 in the slope, in units of weight; None: `step` (in "paper-coupled" too), and 1 in "paper-code".
         refit_every: optimizer steps between fits of ν and α, measurements of the bits, and moves of λ; None: 20, or a
-            hundredth of total_steps where that is less.
+            hundredth of total_steps if that is less.
         schedule: warm-up, ramp and fine-tune tail.
         total_steps: optimizer steps in the whole training; shares in the schedule need it, and a target lands better.
-        only: patterns; where there are any, a weight must match one. A shell pattern on its name, or a module's name.
+        only: patterns; if there are any, a weight must match one. A shell pattern on its name, or a module's name.
         skip: patterns of weights to leave alone; stronger than `only`.
 
     Raises:
@@ -74,7 +74,7 @@ class RateSettings:
 
     def __post_init__(self) -> None:
         for name in ("only", "skip"):
-            object.__setattr__(self, name, _patterns(getattr(self, name)))
+            object.__setattr__(self, name, as_patterns(getattr(self, name)))
         if self.mode not in get_args(Mode):
             raise InputError(f"mode={self.mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
         self._check_numbers()
@@ -85,12 +85,7 @@ class RateSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} is a count of optimizer steps, at least 1, not {value!r}")
-        self.schedule.check(self.total_steps)
-        if self.has_target and not self.schedule.ramp_ends(self.total_steps):
-            raise InputError(
-                f"ramp={self.schedule.ramp!r} is not over when tail={self.schedule.tail!r} begins, so that the target "
-                f"would be missed by far; shorten one of them in the schedule (total_steps={self.total_steps})"
-            )
+        self.schedule.check(self.total_steps, self.has_target)
 
     def _check_numbers(self) -> None:
         for name in ("target_bits", "target_megabytes", "step", "shape_max", "shape", "scale"):
@@ -138,7 +133,3 @@ class RateSettings:
     def is_paper(self) -> bool:
         """Return True if the slope is the paper's, ν/N·(|θ|+ε)^(ν−1), with one ν for all weights."""
         return self.mode.startswith("paper")
-
-
-def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -1,6 +1,7 @@
 """A Regularizer's state is of the weights that it names: by name, in order, with their shapes."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -49,12 +50,10 @@ def check_state(
             "torch.distributed.checkpoint loads only what the dict that it is given names: put "
             "exact_weights={name: torch.empty_like(weight)} of all regularized weights into it"
         )
-    found, wanted = [(n, tuple(s)) for n, s in state["tensors"]], [(n, tuple(s)) for n, s in tensors_of(names, weights)]
-    for number in range(max(len(found), len(wanted))):
-        there, here = (_words(rows, number) for rows in (found, wanted))
+    found, wanted = (
+        [f"{name} of shape {tuple(shape)}" for name, shape in rows]
+        for rows in (state["tensors"], tensors_of(names, weights))
+    )
+    for number, (there, here) in enumerate(zip_longest(found, wanted, fillvalue="missing")):
         if there != here:
             raise InputError(f"weight {number} is {there} in the state, and {here} in the model; {action}")
-
-
-def _words(rows: Sequence[tuple[str, tuple[int, ...]]], number: int) -> str:
-    return f"{rows[number][0]} of shape {rows[number][1]}" if number < len(rows) else "missing"

@@ -46,12 +46,6 @@ class PullState:
             return cls(anchor, torch.zeros((), dtype=torch.int64), values)
 
 
-def pull_loss(weight: Tensor, target: GGD) -> Tensor:
-    """R = ½·mean_i (w_(i) − F⁻¹((i − ½)/n))², the explicit loss whose gradient the node adds; () in w's dtype."""
-    ordered = weight.flatten().sort().values
-    return (ordered - target_quantiles(target, len(ordered)).to(ordered)).square().mean() / 2
-
-
 def target_quantiles(target: GGD, n: int) -> Tensor:
     """F⁻¹((i − ½)/n) for i = 1 … n, (n,) float64.
 

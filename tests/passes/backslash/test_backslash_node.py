@@ -1,4 +1,4 @@
-"""The slope is the gradient of λ·ΣR, by autograd in float64, and the rate node marks a weight's edge and adds nothing."""
+"""The slope is the gradient of λ·ΣR, by autograd in float64; the rate node marks a weight's edge and adds nothing."""
 
 import math
 
@@ -13,7 +13,7 @@ import ggpass
 from ggpass.ggd import smooth_bits
 from ggpass.graph.program import Program
 from ggpass.passes import BackSlash
-from ggpass.passes.backslash.node import rate_node
+from ggpass.passes.backslash import rate_node
 from ggpass.passes.backslash.proximal import Slope, add_slope_
 
 U = 2.0**-53

@@ -105,7 +105,7 @@ def test_growth_is_what_was_not_forecast() -> None:
     controller = Controller(target=1.0, ramp=0)
     controller.needed_drop(0, 1, 1.0)
     for _ in range(60):  # the training grows the bits by a tenth an interval, whatever λ does
-        controller.expect(1.0, -0.1)
+        controller.forecast = math.exp(-0.1)
         drop = controller.needed_drop(1, 2, 1.0)
     assert controller.growth == pytest.approx(0.1, rel=1e-6)
     assert drop == pytest.approx(-0.1, rel=1e-6)

@@ -11,7 +11,13 @@ import ggpass
 from ggpass import FormatError, Program, WeightError
 from ggpass.ggd import GGD
 from ggpass.passes import DeepShapePull
-from ggpass.passes.deepshape.pull import PullState, pull_loss, pull_node, target_quantiles
+from ggpass.passes.deepshape.pull import PullState, pull_node, target_quantiles
+
+
+def pull_loss(weight: Tensor, target: GGD) -> Tensor:
+    """R = ½·mean_i (w_(i) − F⁻¹((i − ½)/n))², the loss with the node's gradient, written out."""
+    ordered = weight.flatten().sort().values
+    return (ordered - target_quantiles(target, len(ordered)).to(ordered)).square().mean() / 2
 
 
 class Net(nn.Module):
