@@ -148,7 +148,8 @@ def transformers_model(kind: str) -> tuple[Callable[[], nn.Module], dict[str, Te
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     known = CONFIG_MAPPING[kind]()
-    attributes = {name: value for name, value in SMALL.items() if hasattr(known, name)}
+    names = {*known.to_dict(), *known.attribute_map}
+    attributes = {name: value for name, value in SMALL.items() if name in names}
     config = CONFIG_MAPPING[kind](**{**attributes, **families[family][kind]})
     config.return_dict = True
     auto = transformers.AutoModelForCausalLM if family == "causal" else transformers.AutoModel

@@ -18,7 +18,7 @@ from ggpass.file.state import buffers_beside, lowered_weights, state_of
 from ggpass.formats import FORMATS, Format, Quantized
 from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
-from ggpass.lowering.decide import Allocate, Lowering, rows_of
+from ggpass.lowering.decide import Allocate, Lowering
 from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import LoweredWeight, first_lowered
 from ggpass.lowering.modules import replace as replace_weight
@@ -143,11 +143,7 @@ class _Fill:
             if held and not weight.reason_of_uses():
                 self._check_shape(held[0], tuple(weight.tensor.shape))
                 # Packing a file cannot know of a matrix used transposed: scales must belong to the rows of this use.
-                stored, rows = (
-                    self.file.stored(held[0]),
-                    rows_of(weight.tensor.shape, weight.transposed, weight.leading),
-                )
-                if stored.transposed == weight.transposed and stored.rows == rows[0]:
+                if self.file.stored(held[0]).transposed == weight.transposed:
                     chosen[held[0]] = weight
         return chosen
 

@@ -395,14 +395,10 @@ def _use_of_module(holder: Holder, tensor: Tensor) -> Use:
         reason = f"a vector in the shape {'×'.join(map(str, shape))}: stays as it is"
     if reason:
         return Use(holder, None, reason=reason)
-    if kind is None or not _computes_as(module, kind):
+    own = kind is not Kind.MATMUL and not any(type(module).forward is base.forward for base in MODULES)
+    if kind is None or own:
         return Use(holder, Kind.OTHER)
     return Use(holder, kind, transposed=kind is Kind.MATMUL)
-
-
-def _computes_as(module: nn.Module, kind: Kind) -> bool:
-    """Return True if a module has the forward of the class that its kind stands for."""
-    return kind is Kind.MATMUL or any(type(module).forward is base.forward for base in MODULES)
 
 
 def weights_of_module(model: nn.Module) -> list[Weight]:

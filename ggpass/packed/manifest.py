@@ -240,6 +240,6 @@ def _parse_codes(name: str, value: dict[str, Any], stored: Stored) -> Stored:
     if not isinstance(transposed, bool) or len(stored.shape) < 1 or (transposed and len(stored.shape) != 2):
         raise FormatError(f"{name} of shape {list(stored.shape)} cannot be stored as these codes; fetch the file again")
     stack = value.get("stack", 0)
-    if type(stack) is not int or (stack and (transposed or stack < 1 or math.prod(stored.shape) % stack)):
+    if type(stack) is not int or (stack and (len(stored.shape) < 3 or stack < 1 or math.prod(stored.shape) % stack)):
         raise FormatError(f"{name} of shape {list(stored.shape)} has no {stack!r:.40} rows; fetch the file again")
     return replace(stored, format=fmt, codebook=codebook_hash(FORMATS[fmt]), transposed=transposed, stack=stack)

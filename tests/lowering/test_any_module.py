@@ -17,6 +17,7 @@ import ggpass
 from ggpass import WeightError
 from ggpass.lowering.modules import LoweredWeight
 from ggpass.lowering.weight_view import Coded
+from ggpass.packed.reader import PackedFile
 
 
 class First(nn.Module):
@@ -206,6 +207,17 @@ def test_a_product_in_a_forward_of_its_own_decodes_nothing(name: str, monkeypatc
 
     monkeypatch.setattr(Coded, "decode", decode)
     assert torch.equal(lowered(*args), wanted)
+
+
+@pytest.mark.parametrize("target", ["rf8-reference", "int8-cpu"])
+def test_a_stack_has_a_scale_for_each_row_in_a_file_too(target: str, tmp_path: Path) -> None:
+    lowered = ggpass.compile(Experts(), target=target)
+    ggpass.save(lowered, tmp_path / "model.safetensors")
+    with PackedFile(tmp_path / "model.safetensors") as file:
+        for name in ("up", "down", "router"):
+            held = getattr(lowered, f"lowered_{name}")
+            assert file.stored(name).rows == held.codes.shape[0]
+            assert torch.equal(file.read(name), held.decode())
 
 
 def test_an_expert_is_computed_from_its_own_codes(monkeypatch: pytest.MonkeyPatch) -> None:
