@@ -22,10 +22,9 @@ from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import Names
 from ggpass.onnx.nodes import complete
 from ggpass.onnx.normalize import drop_traces, normalize, with_opset
-from ggpass.onnx.opening import open_once
 from ggpass.onnx.reader import load
 from ggpass.onnx.rewrite import Rewriter
-from ggpass.onnx.save import attach_functions, check_path, save
+from ggpass.onnx.save import check_path, save
 from ggpass.onnx.tensors import bytes_of, files_of
 from ggpass.onnx.weights import find_weights, other_constants
 
@@ -43,7 +42,7 @@ def lower_file(
     with explained(f"{path_in} cannot be lowered", "check it with onnx.checker, or export it again"):
         model = load(path_in)
         sources = files_of(path_in, model)
-        if path_out.resolve() in sources:
+        if path_out.resolve() in [file.resolve() for file in sources]:
             raise InputError(f"{path_out} would overwrite the model itself; write to another file")
         before = bytes_of(path_in, model)
         report = Report("LowerOnnx")
@@ -53,10 +52,7 @@ def lower_file(
             model, converted = with_opset(model, MIN_OPSET, str(path_in))
             notes.append(converted)
         lower_model(model, lowering, report)
-        attach_functions(model, fallback)
-        written, opened = save(
-            model, path_out, external_data, lambda file: open_once(file, path_out.name, fallback, path_in), sources
-        )
+        written, opened = save(model, path_out, fallback, external_data, sources)
     report.notes += [note for note in (*notes, opened) if note]
     report.notes.append(f"{path_out.name}: {written} bytes, {written / before:.3f} of {path_in.name}")
     return report

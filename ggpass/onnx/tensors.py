@@ -103,9 +103,9 @@ def _tensors_of_attribute(node: ir.Node, attribute: ir.Attr) -> Iterator[tuple[i
 
 
 def files_of(path: Path, model: ir.Model) -> list[Path]:
-    """Return the model's file and those that it keeps tensors in, links followed."""
+    """Return the model's file, and those that it keeps tensors in, links followed."""
     beside = {tensor.file for tensor, _ in tensors_of(model) if isinstance(tensor, MappedTensor)}
-    return [path.resolve(), *sorted(beside - {path.resolve()})]
+    return [path, *sorted(beside - {path.resolve()})]
 
 
 def bytes_of(path: Path, model: ir.Model) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-from ggpass.errors import FormatError, GgpassError, WeightError
+from ggpass.errors import FormatError, GgpassError, InputError, WeightError
 
 PART_SUFFIX = ".ggpass-part"
 
@@ -144,7 +144,7 @@ class Staging:
                 f"the source is as it was, and {self.path.name} holds what is finished: make room and run the same "
                 "command again to go on"
             )
-        return GgpassError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
+        return InputError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
 
     def __enter__(self) -> "Staging":
         return self
