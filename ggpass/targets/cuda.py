@@ -235,7 +235,9 @@ def _uses(lowered: Program | nn.Module) -> Iterator[tuple[Use, Tensor, Tensor]]:
     for module in lowered.modules():
         if isinstance(module, Lowered):
             known = {LoweredEmbedding: ("embedding",), LoweredConv: ("dequantize",), LoweredLinear: ("linear",)}
-            families = next((found for kind, found in known.items() if isinstance(module, kind)), ("linear", "dequantize"))
+            families = next(
+                (found for kind, found in known.items() if isinstance(module, kind)), ("linear", "dequantize")
+            )
             for held in module.lowered_weights().values():
                 for family in families:
                     yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
