@@ -95,8 +95,8 @@ class Artifact:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InputError(
             "an Artifact holds a graph of this process and does not pickle; move it as a file: artifact.save(path), "
-            "and there ggpass.load(path, into=ggpass.compile(model, args, target=…)). What compile returns without example "
-            "inputs does pickle"
+            "and there ggpass.load(path, into=ggpass.compile(model, args, target=…)). What compile returns without "
+            "example inputs does pickle"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
