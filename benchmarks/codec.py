@@ -28,12 +28,17 @@ from ggpass.file import PackedFile, pack
 from ggpass.formats import RF8, quantize
 from ggpass.packed.codec import exp_golomb
 from ggpass.packed.codec.decoder import Decoder, decode
-from ggpass.packed.codec.encoder import encode
-from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.codec.encoder import encode_pieces
+from ggpass.packed.codec.model import histogram
 from ggpass.packed.codec.planes import merge_tasks, split_planes
 from ggpass.packed.codec.threads import run_all
 
 OUT = Path("out")
+
+
+def encode(symbols: np.ndarray, *arguments: Any, **options: Any) -> bytes:
+    """Return the pieces of `encode_pieces` as one."""
+    return b"".join(encode_pieces(symbols, *arguments, **options))
 
 
 @dataclass

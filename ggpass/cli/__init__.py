@@ -6,16 +6,17 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ggpass.cli.bench import bench_command
-from ggpass.cli.compile import compile_command
-from ggpass.cli.console import as_options, stderr
-from ggpass.cli.export import export_command, lower_onnx_command
+from ggpass.cli.compile import compile_command, export_command, lower_onnx_command
+from ggpass.cli.console import as_options, stderr, stdout
 from ggpass.cli.inspect import inspect_command
 from ggpass.cli.pack import pack_command, unpack_command
 from ggpass.cli.shape import shape_command
-from ggpass.cli.targets import targets_command
 from ggpass.errors import GgpassError
+from ggpass.formats import FORMATS
+from ggpass.targets import TARGETS
 
 app = typer.Typer(
     name="ggpass",
@@ -34,7 +35,23 @@ app.command("unpack")(unpack_command)
 app.command("export")(export_command)
 app.command("lower-onnx")(lower_onnx_command)
 app.command("bench")(bench_command)
-app.command("targets")(targets_command)
+
+
+@app.command("targets")
+def targets_command() -> None:
+    """List the targets, and for each that cannot be used here the reason.
+
+    A target string is FORMAT-DEVICE, as in `rf8-cpu`.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("device", style="bold")
+    table.add_column("target strings")
+    table.add_column("here")
+    for device in TARGETS.values():
+        reason = device.unavailable()
+        strings = ", ".join(f"{name}-{device.name}" for name in FORMATS)
+        table.add_row(device.name, strings, f"[red]no: {escape(reason)}[/]" if reason else "[green]yes[/]")
+    stdout().print(table)
 
 
 def _version(wanted: bool) -> None:

@@ -4,16 +4,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor, nn
 
+from ggpass import api
 from ggpass.cli.console import echo_json, many, progress, say, stderr, stdout
+from ggpass.cli.models import load_model, place_for, token_inputs
 from ggpass.cli.options import Dtype, Json, ModelDir, Only, Skip, TargetName
 from ggpass.graph.tables import Column, size, table
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from ggpass.targets import resolve
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,6 @@ def bench_command(
     Every round calls both models, so that whatever else the machine does meets both; times are medians and the ratio
     is the median of the rounds' ratios. The cosine compares the outputs: last hidden states, or logits.
     """
-    import torch
-
-    from ggpass.api import compile
-    from ggpass.api import sizes as sizes_of
-    from ggpass.cli.models import load_model, place_for, token_inputs
-    from ggpass.targets import resolve
-
     sizes = [parse_shape(text) for text in shape or ("1x16", "1x128", "8x64")]
     resolve(target)
     if threads is not None:
@@ -71,7 +66,7 @@ def bench_command(
     model.to(place_for(target))
     inputs = [token_inputs(model, batch, sequence, "bench", "time it with ggpass.compile") for batch, sequence in sizes]
     with stderr().status(f"compiling for {target}"):
-        lowered = compile(model, target=target, only=only or (), skip=skip or ())
+        lowered = api.compile(model, target=target, only=only or (), skip=skip or ())
     # A call on a GPU returns before it is done.
     finish = torch.cuda.synchronize if place_for(target) == "cuda" else lambda: None
     results = []
@@ -80,7 +75,7 @@ def bench_command(
         for (batch, sequence), kwargs in zip(sizes, inputs):
             bar.update(task, description=f"timing {batch}x{sequence}")
             results.append(compare(model, lowered, kwargs, rounds, batch, sequence, lambda: bar.advance(task), finish))
-    bytes_of = sizes_of(lowered)
+    bytes_of = api.sizes(lowered)
     if json:
         echo_json(
             {
@@ -124,15 +119,15 @@ def parse_shape(text: str) -> tuple[int, int]:
     return int(batch), int(sequence)
 
 
-def first_tensor(output: Any) -> "Tensor":
+def first_tensor(output: Any) -> Tensor:
     """The logits or hidden states of a model's output, its first tensor, as (vectors, width)."""
     tensor = output[0] if not hasattr(output, "dim") else output
     return tensor.detach().float().flatten(0, -2)
 
 
 def compare(
-    model: "nn.Module",
-    lowered: "nn.Module",
+    model: nn.Module,
+    lowered: nn.Module,
     kwargs: dict[str, Any],
     rounds: int,
     batch: int,
@@ -145,8 +140,6 @@ def compare(
     Args:
         finish: waits for what a call left running.
     """
-    import torch
-
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for _ in range(2):
@@ -162,12 +155,5 @@ def compare(
             step()
         cosines = torch.nn.functional.cosine_similarity(outputs[0].double(), outputs[1].double(), dim=-1)
     ratios = [a / b for a, b in zip(*times)]
-    return Timing(
-        batch,
-        sequence,
-        median(times[0]),
-        median(times[1]),
-        median(ratios),
-        cosines.mean().item(),
-        cosines.min().item(),
-    )
+    float_ms, lowered_ms, ratio = map(median, (*times, ratios))
+    return Timing(batch, sequence, float_ms, lowered_ms, ratio, cosines.mean().item(), cosines.min().item())

@@ -1,12 +1,15 @@
 """Where commands print: results to stdout, progress and errors to stderr, so that results can be piped."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 #: Columns of a table that is not written to a terminal, where none are asked for by COLUMNS.
@@ -63,6 +66,25 @@ def progress() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def progress_of(*verbs: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar, and yield how to move it: by a tensor's name, the bytes done and the bytes in all; 0 starts again.
+
+    Args:
+        verbs: say what happens to a tensor; several follow each other, in equal parts of the bytes.
+    """
+    with progress() as bar:
+        task = bar.add_task(verbs[0], total=None)
+
+        def advance(name: str, done: int, total: int) -> None:
+            if done == 0:
+                bar.reset(task)
+            verb = verbs[len(verbs) * done // (total + 1)]
+            bar.update(task, completed=done, total=total, description=escape(f"{verb} {name}".rstrip()))
+
+        yield advance
 
 
 def many(number: int, noun: str) -> str:

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.markup import escape
+from torch import Tensor, nn
 
 from ggpass.cli.console import stderr
 from ggpass.errors import GgpassError
 from ggpass.packed.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def place_for(target: str, arch: Sequence[str] = ()) -> str:
@@ -19,7 +18,7 @@ def place_for(target: str, arch: Sequence[str] = ()) -> str:
     return "cuda" if target.partition("-")[2] == "cuda" and not arch else "cpu"
 
 
-def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[str]]:
+def load_model(directory: Path, dtype: str = "auto") -> tuple[nn.Module, list[str]]:
     """The model of a Hugging Face directory, in eval mode, and notes on what was odd about it, to be printed.
 
     Args:
@@ -29,11 +28,6 @@ def load_model(directory: Path, dtype: str = "auto") -> tuple["nn.Module", list[
     Raises:
         GgpassError: no such model, only pickled weights, or transformers is missing or cannot load it.
     """
-    with stderr().status(escape(f"loading {directory}")):
-        return _load(directory, dtype)
-
-
-def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     if not directory.is_dir():
         raise GgpassError(f"{directory} is not a directory; give the one that save_pretrained wrote")
     if not (directory / "config.json").exists():
@@ -46,13 +40,17 @@ def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-        cls: Any = getattr(transformers, name, transformers.AutoModel)
-        model, loading = cls.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        with stderr().status(escape(f"loading {directory}")):
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            architectures = getattr(config, "architectures", None)
+            name = architectures[0] if isinstance(architectures, list) and architectures else None
+            cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+            if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+                cls = transformers.AutoModel
+            model, loading = cls.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # a damaged configuration can make transformers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GgpassError(f"transformers cannot load {directory}: {reason}") from error
     missing = sorted(loading.get("missing_keys", ()))
@@ -63,7 +61,7 @@ def _load(directory: Path, dtype: str) -> tuple["nn.Module", list[str]]:
     return model.eval(), notes
 
 
-def token_inputs(model: "nn.Module", batch: int, sequence: int, command: str, instead: str) -> dict[str, "Tensor"]:
+def token_inputs(model: nn.Module, batch: int, sequence: int, command: str, instead: str) -> dict[str, Tensor]:
     """Random token ids and a full mask, with decoder ids if the model has a decoder of its own.
 
     Args:
@@ -72,8 +70,6 @@ def token_inputs(model: "nn.Module", batch: int, sequence: int, command: str, in
     Raises:
         GgpassError: the model does not take token ids, or not so many.
     """
-    import torch
-
     config: Any = model.config
     if getattr(model, "main_input_name", None) != "input_ids" or not getattr(config, "vocab_size", None):
         raise GgpassError(
@@ -96,14 +92,12 @@ def token_inputs(model: "nn.Module", batch: int, sequence: int, command: str, in
 EXAMPLE = (2, 9)
 
 
-def example(model: "nn.Module") -> tuple[dict[str, "Tensor | bool"], dict[str, Any]]:
+def example(model: nn.Module) -> tuple[dict[str, Tensor | bool], dict[str, Any]]:
     """Keyword inputs of a language model, and which of their sizes stay open.
 
     Raises:
         GgpassError: the model does not take token ids.
     """
-    import torch
-
     config: Any = model.config
     tensors = token_inputs(model, *EXAMPLE, "export", "call ggpass.export_onnx with example inputs")
     # BERT and its kin have the buffer that makes token_type_ids; given as an input it is the caller's to choose.

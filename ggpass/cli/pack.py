@@ -2,20 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.console import Group
 
-from ggpass.cli.console import progress, say, stdout
+from ggpass.cli.console import progress_of, say, stdout
 from ggpass.cli.options import Force, Only, Skip
+from ggpass.file import PackReport, pack, unpack
 from ggpass.graph.tables import Column, count, left_lines, size, table, with_lines
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.progress import Progress, TaskID
-
-    from ggpass.file import PackReport
 
 SOURCE_HELP = "A .safetensors file, a .safetensors.index.json, or a model directory."
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)]
@@ -42,10 +37,8 @@ def pack_command(
     A directory comes out as a directory: its shards packed, its configuration and tokenizer copied, pickles left out.
     The target appears only when it is whole. After an interruption, the same command goes on where it stopped.
     """
-    from ggpass.file import pack
-
     start = time.perf_counter()
-    with progress() as bar:
+    with progress_of("packing") as advance:
         report = pack(
             source,
             target,
@@ -54,7 +47,7 @@ def pack_command(
             only=tuple(only or ()),
             skip=tuple(skip or ()),
             threads=threads,
-            progress=_Bar(bar, "packing"),
+            progress=advance,
             replace=force,
         )
     console = stdout()
@@ -66,30 +59,12 @@ def unpack_command(source: Source, target: Target, threads: Threads = None, forc
 
     Every payload is checked on the way; a damaged one is named, and no target appears.
     """
-    from ggpass.file import unpack
-
-    with progress() as bar:
-        notes = unpack(source, target, threads=threads, progress=_Bar(bar, "unpacking"), replace=force)
+    with progress_of("unpacking") as advance:
+        notes = unpack(source, target, threads=threads, progress=advance, replace=force)
     say(*(f"note: {note}" for note in notes), f"{source} unpacked to {target}")
 
 
-class _Bar:
-    """One progress bar for each file, in megabytes."""
-
-    def __init__(self, bar: "Progress", verb: str) -> None:
-        self.bar, self.verb = bar, verb
-        self.task: TaskID | None = None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self.task is None or done == 0:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(self.verb, total=total // 10**6)
-        text = f"{self.verb} {name}" if name else self.verb
-        self.bar.update(self.task, completed=done // 10**6, description=escape(text))
-
-
-def pack_table(report: "PackReport", target: Path, seconds: float, width: int) -> "Group":
+def pack_table(report: PackReport, target: Path, seconds: float, width: int) -> Group:
     """The largest weights that were packed, and the sums below them."""
     coded = sorted((t for t in report.tensors if t.kind not in ("plain", "alias")), key=lambda t: -t.bytes_before)
     rows = []

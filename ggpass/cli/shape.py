@@ -2,20 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
+from rich.console import Group
 
-from ggpass.cli.console import progress, say, stdout
+from ggpass.cli.console import progress_of, say, stdout
 from ggpass.cli.options import Force, Only, Skip
+from ggpass.file.shape import shape_file
 from ggpass.graph.tables import Column, count, left_lines, table, with_lines
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
-    from ggpass.passes.deepshape import DeepShape, ShapeReport
-
+from ggpass.passes.deepshape import DeepShape, ShapeReport
 
 MODE_HELP = "`paper` also shrinks the scale; `compensated` keeps each weight's energy, so that layer outputs keep size."
 GRANULARITY_HELP = "What has one fit and one map: all weights, each weight, or each output channel."
@@ -42,30 +38,20 @@ def shape_command(
 
     The target appears only when it is whole; after an interruption, the same command goes on where it stopped.
     """
-    from ggpass.file.shape import shape_file
-    from ggpass.passes.deepshape import DeepShape
-
     settings = DeepShape(mode, granularity, shape_ratio, scale_ratio, step, rare, tuple(only or ()), tuple(skip or ()))
     start = time.perf_counter()
-    with progress() as bar:
-        task = bar.add_task("shaping", total=None)
-
-        def advance(name: str, done: int, total: int) -> None:
-            verb = "looking at" if done <= total // 2 else "shaping"
-            bar.update(task, completed=done // 1000, total=total // 1000, description=escape(f"{verb} {name}"))
-
+    with progress_of("looking at", "shaping") as advance:
         report = shape_file(source, target, settings, advance, replace=force)
     console = stdout()
     console.print(shape_table(report, settings, console.width))
     say(f"written in {time.perf_counter() - start:.1f} s: {target}")
 
 
-def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "Group":
+def shape_table(report: ShapeReport, settings: DeepShape, width: int) -> Group:
     """One row for each reshaped weight, all of them as the foot, and below it what stays."""
-    done = report.reshaped
-    lines = [_sentence(report, settings), *left_lines((skip.name, skip.reason) for skip in report.skips)]
+    done, left = report.reshaped, left_lines((skip.name, skip.reason) for skip in report.skips)
     if done is None or not done.shaped:
-        return with_lines(None, lines)
+        return with_lines(None, ["nothing was reshaped: the new file holds what the old one does", *left])
     bits = done.mean(lambda s: s.bits_before), done.mean(lambda s: s.bits_after)
     columns = [
         Column("\nweight", f"all {len(done.shaped)} matrices, {count(done.size)}"),
@@ -85,13 +71,6 @@ def shape_table(report: "ShapeReport", settings: "DeepShape", width: int) -> "Gr
         ]
         for s in done.shaped
     ]
-    return with_lines(table(columns, rows, width, suffix=".weight"), lines)
-
-
-def _sentence(report: "ShapeReport", settings: "DeepShape") -> str:
-    done = report.reshaped
-    if done is None or not done.shaped:
-        return "nothing was reshaped: the new file holds what the old one does"
     saved = done.mean(lambda s: s.bits_after - s.bits_before)
     pooled = done.pooled_after - done.pooled_before
     text = (
@@ -99,4 +78,5 @@ def _sentence(report: "ShapeReport", settings: "DeepShape") -> str:
         "where all share one; change is Σ(w' − w)²/Σw²"
     )
     stay = 1 - done.moved_share
-    return text + (f"; {stay:.2%} of the weights have rare values and stay" if stay else "")
+    text += f"; {stay:.2%} of the weights have rare values and stay" if stay else ""
+    return with_lines(table(columns, rows, width, suffix=".weight"), [text, *left])

@@ -2,17 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ggpass.errors import FormatError
 from ggpass.graph.report import Report
+from ggpass.kernels.cuda.cubin import FROM_FILES, Cubin
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
-
-if TYPE_CHECKING:
-    from ggpass.kernels.cuda.cubin import Cubin
 
 logger = logging.getLogger("ggpass")
 
@@ -23,7 +21,7 @@ PREFIX = "ggpass.kernel/"
 IN_ARTIFACT, IN_MODULE = "kernels", "ggpass_kernels"
 
 
-def kernels_of(model: nn.Module | Artifact) -> "tuple[Cubin, ...]":
+def kernels_of(model: nn.Module | Artifact) -> tuple[Cubin, ...]:
     """The kernels that a model carries: those of the target `cuda`."""
     return model.__dict__.get(IN_ARTIFACT if isinstance(model, Artifact) else IN_MODULE, ())
 
@@ -33,17 +31,13 @@ def kernels_to_save(model: nn.Module | Artifact) -> dict[str, bytes]:
     return {f"{PREFIX}{cubin.arch}/{cubin.name}": cubin.to_bytes() for cubin in kernels_of(model)}
 
 
-def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
+def read_kernels(path: str | Path) -> tuple[Cubin, ...]:
     """The kernels that a file carries.
 
     Raises:
         FormatError: one is damaged, or is no kernel; the message names it.
     """
     with PackedFile(path) as file:
-        if not file.manifest.kernels:
-            return ()
-        from ggpass.kernels.cuda.cubin import Cubin
-
         found = []
         for name in file.manifest.kernels:
             try:
@@ -57,12 +51,10 @@ def read_kernels(path: str | Path) -> "tuple[Cubin, ...]":
         return tuple(found)
 
 
-def take_kernels(found: "tuple[Cubin, ...]", into: Any, report: Report) -> None:
+def take_kernels(found: tuple[Cubin, ...], into: Any, report: Report) -> None:
     """Let the kernels of a file serve this process, and the model carry them on."""
     if not found:
         return
-    from ggpass.kernels.cuda.cubin import FROM_FILES
-
     foreign = FROM_FILES.add(found)
     report.notes.append(f"carries {len(found)} CUDA kernels for {', '.join(sorted({c.arch for c in found}))}")
     if foreign:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ggpass.errors import FormatError
-from ggpass.file.artifact import fill_artifact
 from ggpass.file.kernels import read_kernels, take_kernels
-from ggpass.file.state import buffers_beside, lowered_weights, state_of
+from ggpass.file.state import buffers_beside, fill_artifact, lowered_weights, state_of
 from ggpass.formats import FORMATS, Format, Quantized
 from ggpass.graph.report import Report
 from ggpass.graph.weights import Weight, weights_of_module
@@ -22,7 +21,7 @@ from ggpass.lowering.decide import Allocate, Lowering
 from ggpass.lowering.lower_module import refuse_save_pretrained
 from ggpass.lowering.modules import LoweredWeight, first_lowered
 from ggpass.lowering.modules import replace as replace_weight
-from ggpass.packed.forked import after_fork
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
 from ggpass.targets.base import Target

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ggpass.errors import FormatError
-from ggpass.file.artifact import state_of_artifact
 from ggpass.file.kernels import kernels_to_save
-from ggpass.file.state import Value, buffers_beside, state_of
-from ggpass.packed.assemble import Item, assemble
+from ggpass.file.state import Value, buffers_beside, state_of, state_of_artifact
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.dtypes import as_bytes, name_of
-from ggpass.packed.forked import after_fork
-from ggpass.packed.layout import Entry, Source
+from ggpass.packed.layout import Entry
 from ggpass.packed.manifest import Stored, codebook_hash
 from ggpass.packed.methods import Lossless, encode_codes
 from ggpass.packed.staging import Staging
+from ggpass.packed.writer import Item, assemble
 from ggpass.targets.artifact import Artifact
 
 
@@ -68,21 +67,20 @@ def save(
 def _item(name: str, value: Value, threads: int) -> Item:
     if isinstance(value, Tensor):
         _check_plain(name, value)
-        return Item(Source(Entry(name, name_of(value), tuple(value.shape)), _reader(value)))
+        return Item(Entry(name, name_of(value), tuple(value.shape)), _reader(value))
     entry, code = Entry(name, value.dtype, value.shape), codebook_hash(value.format)
     _check_plain(name, value.quantized.codes)
     rows = value.quantized.codes.shape[0]
     stored = Stored("codes", value.dtype, value.shape, 0, value.format.name, code, transposed=value.transposed)
     stored = stored if stored.rows == rows else replace(stored, stack=rows)
-    source = Source(entry, _reader(value.quantized.codes))
-    return Item(source, lambda: (stored, encode_codes(value.quantized, threads)))
+    return Item(entry, _reader(value.quantized.codes), lambda: (stored, encode_codes(value.quantized, threads)))
 
 
 def _beside(name: str, tensor: Tensor, threads: int) -> Item:
     """Return a buffer that a model computes when it is built, and lacks on the meta device."""
-    source = _item(name, tensor, threads).source
-    encode = functools.partial(Lossless().encode, source, threads)  # masks are large and simple
-    return Item(source, None if Lossless().reason_to_leave(source.entry) else encode, persistent=False)
+    item = _item(name, tensor, threads)
+    encode = functools.partial(Lossless().encode, item, threads)  # masks are large and simple
+    return replace(item, encode=None if Lossless().reason_to_leave(item.entry) else encode, persistent=False)
 
 
 def _reader(tensor: Tensor) -> Callable[..., np.ndarray]:

@@ -10,14 +10,13 @@ from torch import Tensor
 from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.report import Skip
 from ggpass.graph.weights import Selection, Weight
-from ggpass.packed.assemble import Progress, silent
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.convert import find_aliases
 from ggpass.packed.dtypes import TORCH_DTYPES, WEIGHT_DTYPES, as_bytes, as_tensor
-from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import Entry, TensorFile, write_layout
 from ggpass.packed.manifest import is_packed
 from ggpass.packed.staging import Staging, refuse_existing
-from ggpass.packed.writer import Writer
+from ggpass.packed.writer import Progress, Writer, silent
 from ggpass.passes.deepshape import DeepShape, ShapeReport
 from ggpass.passes.deepshape.weights import Source, reshape
 
@@ -94,8 +93,7 @@ def _check_paths(source: Path, target: Path, replace: bool) -> None:
         raise FormatError(f"{source} is no file; give the .safetensors file of a model (each shard by itself)")
     if source.resolve() == target.resolve():
         raise GgpassError(f"{target} exists already, and is the source; choose another name")
-    if not replace:
-        refuse_existing(target)
+    refuse_existing(target, replace)
     if not target.parent.is_dir():
         raise GgpassError(f"{target.parent} is no directory; make it first")
 

@@ -1,8 +1,7 @@
 """The generalized Gaussian: its density, samples, fits to weights, and the rate in bits that it gives them (pure)."""
 
 from ggpass.ggd.density import GGD
-from ggpass.ggd.fit import fit_moments
-from ggpass.ggd.likelihood import fit_likelihood
+from ggpass.ggd.fit import fit_likelihood, fit_moments
 from ggpass.ggd.moments import SHAPE_RANGE, log_moment_ratio, shape_of_moment_ratio
 from ggpass.ggd.rate import rate, rate_slope, smooth_bits, smooth_rate
 from ggpass.ggd.rivals import Rival, Verdict, best_by_aic, fit_rivals

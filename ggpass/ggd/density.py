@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggpass.ggd.cells import check_step, log_peak
-from ggpass.ggd.entropy import quantized_entropy
-from ggpass.ggd.quantile import cdf, quantile
+from ggpass.ggd.cells import check_step, log_cell, log_peak, upper
+from ggpass.ggd.quantile import quantile
+
+#: Cells on either side of the centre that are summed one by one; the density is as good as constant over the others.
+MOST_CELLS = 1 << 16
+
+#: If (|x|/α)^ν is larger, no probability is left in float64.
+LAST_EXPONENT = 800.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ class GGD:
         Returns:
             The same shape, float64.
         """
-        return cdf(self.shape, self.scale, x.double() - self.mean)
+        x = x.double() - self.mean
+        tail = upper(1 / self.shape, (x.abs() / self.scale) ** self.shape) / 2
+        return torch.where(x > 0, 1 - tail, tail)
 
     def quantile(self, p: Tensor) -> Tensor:
         """F⁻¹(p) = μ ± α · s^(1/ν), P(1/ν, s) = |2p − 1|; −∞ at 0, ∞ at 1, NaN outside [0, 1].
@@ -143,7 +150,11 @@ class GGD:
         return quantile(self.shape, self.scale, p.double()) + self.mean
 
     def quantized_entropy(self, step: float) -> float:
-        """H(Δ) = −Σ_k p_k log2 p_k in bits, p_k the probability that round(x/Δ) is k; see `ggpass.ggd.entropy`.
+        """H(Δ) = −Σ_k p_k log2 p_k in bits, p_k the probability that round(x/Δ) is k.
+
+        1. The 2·MOST_CELLS cells around the centre, or as many as hold anything in float64, are summed exactly.
+        2. Beyond them −p log2 p is integrated as −f log2(fΔ), which is closed in incomplete gamma functions; with so
+           many cells before it the error of that (Δ²f''/(24f) of it) is below 1e-7 bits.
 
         Args:
             step: Δ > 0, in the units of x.
@@ -151,4 +162,26 @@ class GGD:
         Raises:
             ValueError: the step is not a positive number.
         """
-        return quantized_entropy(self.shape, self.scale, self.mean, check_step(step))
+        offset = self.mean / check_step(step) - round(self.mean / step)
+        reach = math.log(LAST_EXPONENT) / self.shape + math.log(self.scale) - math.log(step)
+        count = MOST_CELLS if reach > math.log(MOST_CELLS) else max(1, math.ceil(math.exp(reach)) + 1)
+        index = torch.arange(count + 1, dtype=torch.float64)
+        right = _bits(log_cell(self.shape, self.scale, (index - offset) * step, step))
+        left = _bits(log_cell(self.shape, self.scale, (index[1:] + offset) * step, step)) if offset else right[1:]
+        total = right.sum() + left.sum()
+        for side in (-offset, offset):
+            total += _tail_bits(self.shape, self.scale, (count + 0.5 + side) * step, step)
+        return max(0.0, total.item())
+
+
+def _bits(log_p: Tensor) -> Tensor:
+    """−p log2 p, and 0 for p = 0."""
+    return torch.where(log_p == -math.inf, 0.0, -log_p * log_p.exp()) / math.log(2)
+
+
+def _tail_bits(shape: float, scale: float, start: float, step: float) -> Tensor:
+    """∫ −f log2(fΔ) from `start` on = (−log2(f(0)Δ) · Q(a, s) + a · Q(a + 1, s)/ln 2)/2, a = 1/ν, s = (start/α)^ν."""
+    order = 1 / shape
+    s = torch.tensor((start / scale) ** shape if start < 1e30 * scale else math.inf, dtype=torch.float64)
+    nats = -(log_peak(shape, scale) + math.log(step)) * upper(order, s) + order * upper(order + 1, s)
+    return nats / (2 * math.log(2))

@@ -1,4 +1,4 @@
-"""r = |x − μ| / √E[x²]: a weight's magnitudes in blocks, for sums over all of them, and thinned, for searches."""
+"""r = |x − μ| / √E[x²]: a weight's magnitudes, in blocks for sums and thinned for searches; and the search itself."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,6 +12,9 @@ from ggpass.ggd.blocks import blocks
 
 #: A search starts on this many elements; the result is then refined on all of them.
 SEARCH_ELEMENTS = 1 << 16
+
+#: Evaluations after which a search gives its best bracket; Newton's method needs 3 to 8.
+MOST_EVALUATIONS = 80
 
 #: Stands for an exact zero in ln r, far below any magnitude: |0|^ν is then 1e-30 at ν = 0.1, and 0 to all purposes.
 LEAST = 1e-300
@@ -97,3 +100,48 @@ def score(magnitudes: Magnitudes, shape: float) -> tuple[float, float, float]:
     slope = -1 - 1 / shape + trigamma / shape**2 + shape * (m2 / m - (m1 / m) ** 2)
     nats = math.log(2 / shape) + math.lgamma(1 / shape) + (1 + log_power) / shape
     return -rise, -slope * shape, nats
+
+
+def falling_root(
+    evaluate: Callable[[float], tuple[float, float]],
+    start: float,
+    bounds: tuple[float, float],
+    tolerance: float,
+) -> float:
+    """ν with g(ν) = 0, g falling; the bound on the root's side if there is no root between them.
+
+    By Newton's method in ln ν, kept within a shrinking bracket.
+
+    Args:
+        evaluate: ν -> (g, dg/d ln ν); a slope that is not negative sends the search to a bound, or else bisects.
+        start: ν > 0, between the bounds.
+        bounds: the smallest and the largest ν.
+        tolerance: the relative step in ν below which the search ends (its error is then of the order of its square).
+    """
+    low, high = bounds
+    seen_low = seen_high = False
+    at = min(max(start, low), high)
+    for _ in range(MOST_EVALUATIONS):
+        value, slope = evaluate(at)
+        if value >= 0:
+            if at == bounds[1]:
+                return at
+            low, seen_low = at, True
+        else:
+            if at == bounds[0]:
+                return at
+            high, seen_high = at, True
+        aim = at * math.exp(min(max(-value / slope, -50.0), 50.0)) if slope < 0 else math.nan
+        if abs(aim / at - 1) < tolerance:
+            return min(max(aim, bounds[0]), bounds[1])
+        lost = math.isnan(aim)
+        if not seen_high and (aim >= high or (lost and value >= 0)):
+            aim = high
+        elif not seen_low and (aim <= low or (lost and value < 0)):
+            aim = low
+        elif not low < aim < high:
+            aim = math.sqrt(low * high)
+        if high <= low * (1 + 1e-14):
+            return at
+        at = aim
+    return at

@@ -1,26 +1,18 @@
 """F⁻¹(p) = μ ± α · s^(1/ν) with P(1/ν, s) = |2p − 1|: quantiles of a generalized Gaussian, by Newton's method."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ggpass.ggd.cells import log_upper, lower, upper
+from ggpass.ggd.cells import log_upper, lower
 
 #: Newton's method converges quadratically from its safe side; more than 12 steps were never needed.
 MOST_STEPS = 60
 
 #: A step below this is the last: the next would be of the order of its square.
 STEP_LIMIT = 1e-8
-
-
-def cdf(shape: float, scale: float, x: Tensor) -> Tensor:
-    """F(x) = Q(1/ν, (|x|/α)^ν)/2 for x ≤ 0, and 1 − F(−x) for x > 0; float64 in and out.
-
-    The lower tail keeps its relative precision; the upper tail's is that of F(−x).
-    """
-    tail = upper(1 / shape, (x.abs() / scale) ** shape) / 2
-    return torch.where(x > 0, 1 - tail, tail)
 
 
 def quantile(shape: float | Tensor, scale: float | Tensor, p: Tensor) -> Tensor:
@@ -54,15 +46,8 @@ def _log_lower_inverse(order: Tensor, p: Tensor) -> Tensor:
     the left and never overshoots.
     """
     y = (p.log() + (order + 1).lgamma()) / order
-    wanted, tiny, log_gamma = p.log(), y < -40, order.lgamma()  # if tiny, the bound is exact
-    for _ in range(MOST_STEPS):
-        log_p = lower(order, y.exp()).log()
-        slope = (order * y - y.exp() - log_gamma - log_p).exp()
-        step = torch.where(tiny, 0.0, (wanted - log_p) / slope)
-        y = y + step
-        if not bool((step.abs() > STEP_LIMIT * (1 + y.abs())).any()):
-            break
-    return y
+    tiny = y < -40  # the bound is exact there
+    return _newton(lambda s: lower(order, s).log(), 1, order, p.log(), y, tiny)
 
 
 def _log_upper_inverse(order: Tensor, q: Tensor) -> Tensor:
@@ -71,13 +56,20 @@ def _log_upper_inverse(order: Tensor, q: Tensor) -> Tensor:
     ln Q(e^y) is concave in y too, and Q(a, a + √(2aL) + L) ≤ e^−L (Boucheron, Lugosi & Massart, Concentration
     Inequalities, 2.4), so Newton's method started at L = −ln q comes from the right and never overshoots.
     """
-    wanted, log_gamma = q.log(), order.lgamma()
-    y = (order + (-2 * order * wanted).sqrt() - wanted).log()
+    y = (order + (-2 * order * q.log()).sqrt() - q.log()).log()
+    return _newton(lambda s: log_upper(order, s), -1, order, q.log(), y, torch.zeros_like(y, dtype=torch.bool))
+
+
+def _newton(
+    log_of: Callable[[Tensor], Tensor], sign: int, order: Tensor, wanted: Tensor, y: Tensor, exact: Tensor
+) -> Tensor:
+    """y with ln F(e^y) = `wanted`, for F = P (sign 1) or Q (sign −1), from a start y; exact elements of it stay."""
+    log_gamma = order.lgamma()
     for _ in range(MOST_STEPS):
         s = y.exp()
-        log_q = log_upper(order, s)
-        slope = -(order * y - s - log_gamma - log_q).exp()
-        step = (wanted - log_q) / slope
+        log_f = log_of(s)
+        slope = sign * (order * y - s - log_gamma - log_f).exp()
+        step = torch.where(exact, 0.0, (wanted - log_f) / slope)
         y = y + step
         if not bool((step.abs() > STEP_LIMIT * (1 + y.abs())).any()):
             break

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ggpass.errors import FormatError
-from ggpass.inspection.coded import StoredWeight, total
+from ggpass.inspection.packed import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
 from ggpass.onnx.reader import load
 from ggpass.onnx.tensors import bytes_of, tensor_bytes
-from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.codec.model import histogram
 
 
 @dataclass(frozen=True)

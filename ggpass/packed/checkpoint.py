@@ -1,6 +1,5 @@
 """Checkpoint: the tensors of a safetensors file, its shards or a Hugging Face directory, read one at a time."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.packed.boundary import reading
-from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.strict_json import open_regular, read_json
+from ggpass.packed.dtypes import Sized
+from ggpass.packed.untrusted import open_regular, read_json, reading
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -26,7 +24,7 @@ _SAVE_AGAIN = (
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(Sized):
     """What the header says of a tensor, without reading its data.
 
     Attributes:
@@ -38,16 +36,6 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     file: Path
-
-    @property
-    def size(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data in the file; 0 for a dtype that is not in DTYPE_BITS."""
-        return self.size * DTYPE_BITS.get(self.dtype, 0) // 8
 
 
 class Checkpoint:

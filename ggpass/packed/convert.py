@@ -10,14 +10,13 @@ import numpy as np
 
 from ggpass.errors import FormatError, WeightError
 from ggpass.graph.weights import Selection
-from ggpass.packed.assemble import Item, Progress, assemble, silent
 from ggpass.packed.codec.container import MAX_EXPANSION, Array
 from ggpass.packed.dtypes import DTYPE_BITS
 from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
 from ggpass.packed.manifest import Stored, is_packed
 from ggpass.packed.methods import Method
 from ggpass.packed.reader import PackedFile
-from ggpass.packed.writer import Writer
+from ggpass.packed.writer import Item, Progress, Writer, assemble, silent
 
 #: Bytes at both ends of a tensor that are compared before it is read as a whole.
 _SAMPLE = 1 << 12
@@ -102,14 +101,6 @@ def _equal(file: TensorFile, a: str, b: str) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(file.blocks(a), file.blocks(b)))
 
 
-def _reasons(file: TensorFile, method: Method, only: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, str]:
-    """Return for each tensor why it stays as it is, or ''."""
-    selection = Selection(only, skip)
-    return {
-        name: selection.reason([name]) or method.reason_to_leave(entry) for name, entry in file.layout.entries.items()
-    }
-
-
 def pack_file(
     source: Path,
     target: Path,
@@ -141,18 +132,18 @@ def pack_file(
     with TensorFile(source) as file:
         if is_packed(file.layout):
             raise FormatError(f"{source} is packed already; `ggpass unpack` it first")
-        aliases, reasons = find_aliases(file), _reasons(file, method, only, skip)
-        sources = {
-            name: Source(entry, functools.partial(file.read, name)) for name, entry in file.layout.entries.items()
-        }
+        aliases, selection, items = find_aliases(file), Selection(only, skip), []
+        reasons: dict[str, str] = {}  # why a tensor stays as it is, or ''
+        for name, entry in file.layout.entries.items():
+            reasons[name] = selection.reason([name]) or method.reason_to_leave(entry)
+            if name not in aliases:
+                part = Source(entry, functools.partial(file.read, name))
+                encode = None if reasons[name] else functools.partial(_encode, part, method, threads)
+                items.append(Item(entry, part.read, encode))
         assemble(
             target,
             work,
-            [
-                Item(source, None if reasons[name] else functools.partial(_encode, source, method, threads))
-                for name, source in sources.items()
-                if name not in aliases
-            ],
+            items,
             aliases=aliases,
             metadata=file.layout.metadata,
             plan=json.dumps(["pack 2", file.fingerprint(), method.name, only, skip]),

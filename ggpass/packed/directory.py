@@ -1,5 +1,6 @@
 """pack, unpack: a file, or a Hugging Face directory with its shards, configuration and tokenizer."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,15 +10,15 @@ from typing import TypeVar
 
 from ggpass.errors import FormatError, GgpassError
 from ggpass.graph.weights import Selection
-from ggpass.packed.assemble import Progress, silent
 from ggpass.packed.checkpoint import INDEX_SUFFIX, PICKLE_SUFFIXES, Checkpoint, read_index
+from ggpass.packed.codec.threads import after_fork
 from ggpass.packed.convert import PackReport, pack_file, unpack_file
-from ggpass.packed.forked import after_fork
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.methods import Method, parse_method
 from ggpass.packed.reader import PackedFile
 from ggpass.packed.staging import PART_SUFFIX, Staging, refuse_existing
-from ggpass.packed.strict_json import read_json
+from ggpass.packed.untrusted import read_json
+from ggpass.packed.writer import Progress, silent
 
 SUFFIX = ".safetensors"
 
@@ -63,9 +64,7 @@ def pack(
             names += opened.layout.entries
     Selection(only, skip).check(names)
 
-    def one(file: Path, into: Path, work: Path) -> PackReport:
-        return pack_file(file, into, work, chosen, only=only, skip=skip, threads=threads, progress=progress)
-
+    one = functools.partial(pack_file, method=chosen, only=only, skip=skip, threads=threads, progress=progress)
     plan = json.dumps(["pack", chosen.name, only, skip])
     reports, notes = _convert(source, target, plan, one, lambda index: Checkpoint(index), replace)
     tensors = tuple(tensor for report in reports for tensor in report.tensors)
@@ -94,10 +93,7 @@ def unpack(
         GgpassError: the target exists or cannot be written.
     """
     source = _source(Path(source))
-
-    def one(file: Path, into: Path, work: Path) -> None:
-        unpack_file(file, into, work, threads=threads or os.cpu_count() or 1, progress=progress)
-
+    one = functools.partial(unpack_file, threads=threads or os.cpu_count() or 1, progress=progress)
     _, notes = _convert(source, Path(target), "unpack", one, lambda index: PackedFile(index).close(), replace)
     return notes
 
@@ -139,8 +135,7 @@ def _tensor_files(source: Path) -> list[Path]:
 
 
 def _check_target(source: Path, target: Path, replace: bool) -> None:
-    if not replace:
-        refuse_existing(target)
+    refuse_existing(target, replace)
     if not target.parent.is_dir():
         raise GgpassError(f"{target.parent} is no directory; make it first")
     if source.is_file() and target.suffix != SUFFIX:

@@ -1,5 +1,7 @@
 """safetensors' names of dtypes, torch's dtypes, and the bytes between them."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +40,23 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 #: The dtypes of weights that a format or a grid takes.
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Sized:
+    """A tensor by its dtype and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that dtype and shape ask for; 0 for a dtype that is not in DTYPE_BITS."""
+        return (self.size * DTYPE_BITS.get(self.dtype, 0) + 7) // 8
 
 
 def name_of(tensor: Tensor) -> str:

@@ -101,18 +101,16 @@ def coarsest_step(acceptable: Callable[[float], bool], start: float, precision: 
     Raises:
         FormatError: none within 2^±40 of `start` is.
     """
-    low = high = _float32(start)
-    reach = 40
-    if acceptable(low):
-        while reach and acceptable(_float32(2 * high)):
-            high, reach = _float32(2 * high), reach - 1
-        low, high = high, 2 * high
+    at = _float32(start)
+    good = acceptable(at)
+    factor = 2.0 if good else 0.5
+    for _ in range(40):
+        if acceptable(_float32(factor * at)) != good:
+            break
+        at = _float32(factor * at)
     else:
-        while reach and not acceptable(_float32(low / 2)):
-            low, reach = _float32(low / 2), reach - 1
-        low, high = low / 2, low
-    if not reach:
         raise FormatError(f"no grid step within 2^±40 of {start:g} is the coarsest acceptable one; state the step")
+    low, high = sorted((at, factor * at))
     while high / low > 1 + precision:
         middle = _float32(math.sqrt(low * high))
         low, high = (middle, high) if acceptable(middle) else (low, middle)

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from ggpass.errors import FormatError
-from ggpass.packed.boundary import reading
 from ggpass.packed.codec.native import crc32c
-from ggpass.packed.dtypes import DTYPE_BITS
-from ggpass.packed.strict_json import MAX_BYTES, open_regular, parse_json
+from ggpass.packed.dtypes import DTYPE_BITS, Sized
+from ggpass.packed.untrusted import MAX_BYTES, open_regular, parse_json, reading
 
 LENGTH_BYTES = 8
 
@@ -39,7 +38,7 @@ HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Sized):
     """One tensor of a file.
 
     Attributes:
@@ -54,16 +53,6 @@ class Entry:
     shape: tuple[int, ...]
     begin: int = 0
     end: int = 0
-
-    @property
-    def size(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that dtype and shape ask for, whatever the offsets say."""
-        return (self.size * DTYPE_BITS[self.dtype] + 7) // 8
 
 
 @dataclass(frozen=True)
@@ -177,7 +166,7 @@ def write_layout(entries: Mapping[str, Entry], metadata: Mapping[str, str], leng
     return (whole - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(whole - LENGTH_BYTES)
 
 
-class TensorFile:
+class TensorFile(contextlib.AbstractContextManager["TensorFile"]):
     """An open safetensors file: its layout, and the bytes of one tensor at a time.
 
     Attributes:
@@ -199,21 +188,18 @@ class TensorFile:
             self._fd = open_regular(self.path)
             on_error.callback(self.close)
             self.size = os.fstat(self._fd).st_size
-            self.layout = parse_layout(*self._header(self.size))
+            if self.size < LENGTH_BYTES:
+                raise FormatError(f"{self.size} bytes are too few for a safetensors file; it was cut off")
+            length = int.from_bytes(os.pread(self._fd, LENGTH_BYTES, 0), "little")
+            if length > min(MAX_BYTES, self.size - LENGTH_BYTES):
+                raise FormatError(
+                    f"it claims a header of {length} bytes and has {self.size} in all; it is cut off or no safetensors"
+                )
+            raw = os.pread(self._fd, LENGTH_BYTES + length, 0)
+            if len(raw) != LENGTH_BYTES + length:
+                raise FormatError("its header could not be read to the end")
+            self.layout = parse_layout(raw, self.size - len(raw))
             on_error.pop_all()
-
-    def _header(self, size: int) -> tuple[bytes, int]:
-        if size < LENGTH_BYTES:
-            raise FormatError(f"{size} bytes are too few for a safetensors file; it was cut off")
-        length = int.from_bytes(os.pread(self._fd, LENGTH_BYTES, 0), "little")
-        if length > min(MAX_BYTES, size - LENGTH_BYTES):
-            raise FormatError(
-                f"it claims a header of {length} bytes and has {size} in all; it is cut off or no safetensors"
-            )
-        raw = os.pread(self._fd, LENGTH_BYTES + length, 0)
-        if len(raw) != LENGTH_BYTES + length:
-            raise FormatError("its header could not be read to the end")
-        return raw, size - len(raw)
 
     def read(self, name: str, begin: int = 0, end: int | None = None, room: np.ndarray | None = None) -> np.ndarray:
         """Return the bytes `begin` to `end` of a tensor (all of them if left out), uint8, in `room` if it is given.
@@ -259,9 +245,6 @@ class TensorFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> "TensorFile":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

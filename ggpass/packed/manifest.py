@@ -33,8 +33,9 @@ import numpy as np
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Format
 from ggpass.packed.codec.native import crc32c
+from ggpass.packed.dtypes import Sized
 from ggpass.packed.layout import Layout, check_dtype_and_shape
-from ggpass.packed.strict_json import parse_json
+from ggpass.packed.untrusted import parse_json
 
 #: What this ggpass reads: files without kernels, and files with them.
 VERSIONS = (1, 2)
@@ -51,7 +52,7 @@ def codebook_hash(fmt: Format) -> str:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Sized):
     """What the manifest says of one tensor.
 
     Attributes:
@@ -87,12 +88,8 @@ class Stored:
         value: dict[str, Any] = {"kind": self.kind, "check": self.check}
         if self.kind != "plain":
             value |= {"dtype": self.dtype, "shape": list(self.shape)}
-        if self.kind == "codes":
-            value |= {"format": self.format, "codebook": self.codebook}
-            value |= {"transposed": True} if self.transposed else {}
-            value |= {"stack": self.stack} if self.stack else {}
-        if self.kind == "grid":
-            value |= {"step": self.step}
+        for key in ("format", "codebook", "transposed", "stack", "step"):  # each kind sets those that it has
+            value |= {key: getattr(self, key)} if getattr(self, key) else {}
         return value if self.persistent else value | {"persistent": False}
 
 
@@ -216,16 +213,17 @@ def _parse_stored(name: str, value: Any, layout: Layout) -> Stored:
         raise FormatError(
             f"the payload of {name} is {entry.dtype} {list(entry.shape)}, not bytes; fetch the file again"
         )
+    stored = Stored(kind, dtype, shape, check, persistent=persistent)
     if kind == "codes":
-        return _parse_codes(name, value, Stored(kind, dtype, shape, check))
+        return _parse_codes(name, value, stored)
     if kind == "grid":
         step = value.get("step")
         if not isinstance(step, float) or not 0 < step < float("inf") or np.float32(step) != step:
             raise FormatError(
                 f"{name} has the grid step {step!r:.40}, which is no positive float32; fetch the file again"
             )
-        return Stored(kind, dtype, shape, check, step=step, persistent=persistent)
-    return Stored(kind, dtype, shape, check, persistent=persistent)
+        return replace(stored, step=step)
+    return stored
 
 
 def _parse_codes(name: str, value: dict[str, Any], stored: Stored) -> Stored:

@@ -154,11 +154,8 @@ class Lossless:
             block = split_planes(source.read(start * width, stop * width), width, rotate)
             for plane, part in zip(planes, block):
                 plane[start:stop] = part
-        return Stored("lossless", entry.dtype, entry.shape), self._arrays(planes, threads)
-
-    def _arrays(self, planes: list[np.ndarray], threads: int) -> Iterator[Array]:
-        while planes:
-            yield encode_pieces(planes.pop(0), threads=threads)
+        arrays = (encode_pieces(planes.pop(0), threads=threads) for _ in range(width))
+        return Stored("lossless", entry.dtype, entry.shape), arrays
 
 
 def parse_method(text: str, loss: float | None = None) -> Method:

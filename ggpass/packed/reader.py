@@ -12,25 +12,19 @@ from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.formats import FORMATS, Quantized
-from ggpass.packed.boundary import reading
 from ggpass.packed.checkpoint import INDEX_SUFFIX, check_index, find_files
+from ggpass.packed.codec.container import check_of_arrays
 from ggpass.packed.codec.decoder import Decoder
 from ggpass.packed.codec.native import address, crc32c, library
 from ggpass.packed.codec.planes import merge_tasks
-from ggpass.packed.codec.threads import run_all
-from ggpass.packed.dtypes import DTYPE_BITS, WEIGHT_DTYPES, as_tensor, planes_of
-from ggpass.packed.forked import after_fork
+from ggpass.packed.codec.threads import after_fork, run_all
+from ggpass.packed.dtypes import WEIGHT_DTYPES, as_tensor, planes_of
 from ggpass.packed.grid import from_grid
 from ggpass.packed.layout import TensorFile
 from ggpass.packed.manifest import CHECK_KEY, Manifest, Stored, parse_manifest
+from ggpass.packed.untrusted import reading
 
 Task = Callable[[], None]
-
-
-def arrays_check(decoders: Iterable[Decoder]) -> int:
-    """check = CRC-32C of the header checksums of a payload's arrays, which cover their chunks."""
-    checks = np.array([decoder.container.check for decoder in decoders], dtype="<u4")
-    return crc32c(checks.view(np.uint8))
 
 
 @functools.cache
@@ -61,23 +55,20 @@ class Payload:
         if stored.kind == "plain":
             found = crc32c(data)
         else:
-            for i in range(self._expected()):
+            arrays = {"codes": 2, "grid": 1, "lossless": planes_of(stored.dtype)[0]}[stored.kind]
+            for i in range(arrays):
                 codes = stored.kind == "codes" and i == 0
                 self.arrays.append(Decoder(data, substitutes=substitutes(stored.format) if codes else None))
                 data = data[self.arrays[-1].container.length :]
             if data.size:
                 raise FormatError(f"{data.size} bytes follow the payload; fetch the file again")
-            found = arrays_check(self.arrays)
+            found = check_of_arrays([array.container.check for array in self.arrays])
         if found != stored.check:
             raise FormatError("it is damaged, or another tensor's (the checksum does not match); fetch the file again")
         self._check_counts()
 
-    def _expected(self) -> int:
-        return {"codes": 2, "grid": 1, "lossless": planes_of(self.stored.dtype)[0]}[self.stored.kind]
-
     def _check_counts(self) -> None:
-        stored = self.stored
-        size = math.prod(stored.shape)
+        stored, size = self.stored, self.stored.size
         # What follows allocates by the shape; these counts have paid for it in bytes (container.MAX_EXPANSION).
         if stored.kind in ("codes", "grid"):
             if stored.dtype not in WEIGHT_DTYPES or not stored.shape or (stored.kind == "codes" and not size):
@@ -91,8 +82,7 @@ class Payload:
         if stored.kind == "grid" and self.arrays[0].dtype.kind != "i":
             raise FormatError(f"its symbols are {self.arrays[0].dtype}, not signed; fetch the file again")
         if stored.kind == "lossless":
-            width = planes_of(stored.dtype)[0]
-            wanted = (size * DTYPE_BITS[stored.dtype] + 7) // 8 // width
+            wanted = stored.nbytes // planes_of(stored.dtype)[0]
             if any(plane.count != wanted or plane.dtype != np.uint8 for plane in self.arrays):
                 raise FormatError(f"its byte planes do not hold {wanted} bytes each; fetch the file again")
 
@@ -104,69 +94,53 @@ class Payload:
             raise FormatError("one of its scales is no positive number; fetch the file again")
         return scale
 
-    def codes_tasks(self, out: np.ndarray) -> list[Task]:
-        """What writes the codes to `out`, (size,) uint8, one call a chunk; aliases come out canonical."""
-        return self.arrays[0].tasks(out)
-
     def value_tasks(self, out: np.ndarray) -> list[list[Task]]:
         """What writes the decoded tensor's bytes to `out`, in stages; the tasks of one stage run in any order."""
         if self.stored.kind == "plain":
             return [[functools.partial(np.copyto, out, self.data)]]
         if self.stored.kind == "lossless":
-            return self._plane_tasks(out)
+            width, rotate = planes_of(self.stored.dtype)
+            planes = np.empty((width, out.size // width), np.uint8)
+            decode = [task for plane, into in zip(self.arrays, planes) for task in plane.tasks(into)]
+            return [decode, merge_tasks(planes, rotate, out)]
         if self.stored.transposed:
             return [[functools.partial(self._dequantize_transposed, out)]]
         array = self.arrays[0]
         write = self._dequantize if self.stored.kind == "codes" else self._from_grid
         return [[functools.partial(write, i, out) for i in range(len(array))]]
 
-    def _plane_tasks(self, out: np.ndarray) -> list[list[Task]]:
-        width, rotate = planes_of(self.stored.dtype)
-        planes = np.empty((width, out.size // width), np.uint8)
-        decode = [task for plane, into in zip(self.arrays, planes) for task in plane.tasks(into)]
-        return [decode, merge_tasks(planes, rotate, out)]
-
-    def _values(self, where: slice, out: np.ndarray) -> Tensor:
-        """The elements `where` of the tensor whose bytes `out` holds."""
-        return as_tensor(out, self.stored.dtype, (-1,))[where]
+    def _chunk(self, i: int, out: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """The symbols of chunk i, and where their values belong in the tensor whose bytes `out` holds."""
+        where = self.arrays[0].symbols_of(i)
+        symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
+        self.arrays[0].decode_chunk(i, symbols)
+        return symbols, as_tensor(out, self.stored.dtype, (-1,))[where]
 
     def _dequantize(self, i: int, out: np.ndarray) -> None:
-        where = self.arrays[0].symbols_of(i)
-        codes = np.empty(where.stop - where.start, np.uint8)
-        self.arrays[0].decode_chunk(i, codes)
-        values = self._values(where, out)
-        exact = values.dtype is torch.float32
-        target = values if exact else torch.empty(codes.size)
+        codes, values = self._chunk(i, out)
+        target = values if values.dtype is torch.float32 else torch.empty(codes.size)
         codebook = FORMATS[self.stored.format].codebook
+        columns = max(1, math.prod(self.stored.shape) // self.stored.rows)
         library().ggp_dequantize(
-            address(codes),
-            codes.size,
-            where.start,
-            max(1, math.prod(self.stored.shape) // self.stored.rows),
-            codebook.data_ptr(),
-            address(self.scale),
-            self.scale.size,
-            target.data_ptr(),
+            *(address(codes), codes.size, self.arrays[0].symbols_of(i).start, columns, codebook.data_ptr()),
+            *(address(self.scale), self.scale.size, target.data_ptr()),
         )
-        if not exact:
+        if target is not values:
             values.copy_(target)
 
     def _dequantize_transposed(self, out: np.ndarray) -> None:
         rows, columns = self.stored.shape[::-1]
-        codes = np.empty(rows * columns, np.uint8)
-        run_all(self.codes_tasks(codes), 1)
-        values = FORMATS[self.stored.format].codebook[torch.from_numpy(codes).int()].view(rows, columns)
+        codes = torch.from_numpy(self.arrays[0].decode())
+        values = FORMATS[self.stored.format].codebook[codes.int()].view(rows, columns)
         values *= torch.from_numpy(self.scale)[:, None]
-        self._values(slice(None), out).view(columns, rows).copy_(values.t())
+        as_tensor(out, self.stored.dtype, (columns, rows)).copy_(values.t())
 
     def _from_grid(self, i: int, out: np.ndarray) -> None:
-        where = self.arrays[0].symbols_of(i)
-        symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
-        self.arrays[0].decode_chunk(i, symbols)
-        self._values(where, out).copy_(from_grid(symbols, self.stored.step))
+        symbols, values = self._chunk(i, out)
+        values.copy_(from_grid(symbols, self.stored.step))
 
 
-class PackedFile:
+class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
     """What `ggpass pack` or `ggpass.save` wrote: one file, or the shards of a directory as one.
 
     Attributes:
@@ -252,9 +226,8 @@ class PackedFile:
         Raises:
             FormatError: no such tensor, or a damaged one; the message names it.
         """
-        stored = self.stored(name)
-        name = self.manifest.aliases.get(name, name)
-        with self._reading(name):
+        stored, (path, name) = self.stored(name), self._place(name)
+        with reading(path, name):
             return Payload(stored, self._file_of[name].view(name))
 
     def packed_bytes(self, name: str) -> int:
@@ -262,20 +235,32 @@ class PackedFile:
         file = self._file_of.get(name)
         return file.layout.entries[name].end - file.layout.entries[name].begin if file else 0
 
-    @after_fork()
     def read_bytes(self, name: str, *, threads: int = 1) -> np.ndarray:
         """The decoded tensor's bytes, uint8.
 
         Raises:
             FormatError: a damaged tensor; the message names it.
         """
-        payload = self.payload(name)
-        stored = payload.stored
-        out = np.empty((math.prod(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
-        with self._reading(name):
-            for stage in payload.value_tasks(out):
-                run_all(stage, threads)
-        return out
+        return self._decode([name], threads)[name]
+
+    @after_fork()
+    def _decode(self, names: Iterable[str], threads: int) -> dict[str, np.ndarray]:
+        """Return the bytes of some tensors, uint8, decoded in parallel over all chunks of all of them."""
+        found: dict[str, np.ndarray] = {}
+        tasks: list[Task] = []
+        for name in names:
+            payload = self.payload(name)
+            found[name] = np.empty(payload.stored.nbytes, np.uint8)
+            place = self._place(name)
+            with reading(*place):
+                stages = payload.value_tasks(found[name])
+            if len(stages) == 1:
+                tasks += map(reading(*place), stages[0])
+                continue
+            for stage in stages:  # planes stand beside their tensor while it is merged: one tensor at a time
+                run_all(map(reading(*place), stage), threads)
+        run_all(tasks, threads)
+        return found
 
     def read(self, name: str, *, threads: int = 1) -> Tensor:
         """The decoded tensor, on the CPU, in its original dtype and shape.
@@ -304,10 +289,10 @@ class PackedFile:
         found: dict[str, Quantized] = {}
         for name, out in names.items():
             payload = self.payload(name)
-            with self._reading(name):
+            place = self._place(name)
+            with reading(*place):
                 found[name] = self._codes_of(payload, out)
-                stage = payload.codes_tasks(found[name].codes.view(-1).numpy())
-            tasks += [functools.partial(self._named, name, task) for task in stage]
+                tasks += map(reading(*place), payload.arrays[0].tasks(found[name].codes.view(-1).numpy()))
         run_all(tasks, threads)
         return found
 
@@ -316,49 +301,30 @@ class PackedFile:
         if payload.stored.kind != "codes":
             raise FormatError(f"it is stored as {payload.stored.kind}, not as codes; read it as a tensor")
         rows = payload.stored.rows
-        shape = (rows, math.prod(payload.stored.shape) // rows)
+        shape = (rows, payload.stored.size // rows)
         codes = torch.empty(shape, dtype=torch.uint8) if out is None else out
         if tuple(codes.shape) != shape or codes.dtype is not torch.uint8 or not codes.is_contiguous():
             raise FormatError(f"its codes need contiguous uint8 {shape}, not {codes.dtype} {tuple(codes.shape)}")
         return Quantized(codes, torch.from_numpy(payload.scale))
 
-    @after_fork()
     def read_all(self, *, threads: int = 1) -> dict[str, Tensor]:
         """Every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.
 
         Raises:
             FormatError: a damaged tensor; the message names it.
         """
-        tensors: dict[str, Tensor] = {}
-        tasks: list[Task] = []
-        for name, stored in self.manifest.tensors.items():
-            payload = self.payload(name)
-            if stored.kind == "lossless":
-                # Planes stand beside their tensor while it is merged, so these come one tensor at a time.
-                tensors[name] = self.read(name, threads=threads)
-                continue
-            out = np.empty((math.prod(stored.shape) * DTYPE_BITS[stored.dtype] + 7) // 8, np.uint8)
-            tensors[name] = as_tensor(out, stored.dtype, stored.shape)
-            with self._reading(name):
-                (stage,) = payload.value_tasks(out)
-            tasks += [functools.partial(self._named, name, task) for task in stage]
-        run_all(tasks, threads)
+        decoded = self._decode(self.manifest.tensors, threads)
+        tensors = {name: as_tensor(decoded[name], s.dtype, s.shape) for name, s in self.manifest.tensors.items()}
         return {name: tensors[self.manifest.aliases.get(name, name)] for name in self.names}
 
-    def _reading(self, name: str) -> contextlib.AbstractContextManager[None]:
+    def _place(self, name: str) -> tuple[Path, str]:
+        """The file and the tensor of a name, for errors."""
         name = self.manifest.aliases.get(name, name)
-        return reading(self._file_of[name].path, name)
-
-    def _named(self, name: str, task: Task) -> None:
-        with self._reading(name):
-            task()
+        return self._file_of[name].path, name
 
     def close(self) -> None:
-        """Give the file back; reading ends."""
+        """Give the files back; reading ends."""
         self._close()
-
-    def __enter__(self) -> "PackedFile":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -33,18 +32,18 @@ def sync_directory(path: Path) -> None:
             os.close(fd)
 
 
-def refuse_existing(target: Path) -> None:
-    """Raise GgpassError if something has this name already; a link that leads nowhere counts.
+def refuse_existing(target: Path, replace: bool = False) -> None:
+    """Raise GgpassError if something has this name that is not to be replaced; a link that leads nowhere counts.
 
-    Every command that writes a file asks this unless it is told to replace the old one.
+    Every command that writes a file asks this.
     """
-    if os.path.lexists(target):
+    if os.path.lexists(target) and not replace:
         raise GgpassError(
             f"{target} exists already; choose another name, remove it first, or pass --force to replace it"
         )
 
 
-class Staging:
+class Staging(contextlib.AbstractContextManager["Staging"]):
     """Owns the temporary directory of one target; use as a context manager, and call `publish` at the end.
 
     What goes wrong with the disk inside comes out as GgpassError. What a run with a plan has finished then stays for
@@ -72,15 +71,14 @@ class Staging:
         token = secrets.token_hex(8) if plan is None else _digest(plan)
         self.path = target.with_name(f"{self._prefix}{token}{PART_SUFFIX}")
         self.new = self.path / "new"
-        with self._explained():
-            try:
-                self._lock = _enter(self.path, target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()  # an empty one is ours, and just made
-                raise
+        try:
+            self._lock = _enter(self.path, target)
             if (self.path / "old").exists() and not target.exists():
                 (self.path / "old").rename(target)  # a kill came between the two renames of `publish`
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # an empty one is ours, and just made
+            raise self._error(error) from error
 
     def work(self, name: str = "") -> Path:
         """Return a directory for the unfinished parts of the file `name` in the target, made if it is not there."""
@@ -97,21 +95,19 @@ class Staging:
         Raises:
             GgpassError: the target exists, or the system refuses.
         """
-        with self._explained():
-            if not replace:
-                refuse_existing(self.target)
-            for root, _, _ in os.walk(self.new):
-                sync_directory(Path(root))
-            if self.target.is_dir() and not self.target.is_symlink():
-                self.target.rename(self.path / "old")
-                try:
-                    self.new.rename(self.target)
-                except OSError:
-                    (self.path / "old").rename(self.target)
-                    raise
-            else:
-                self._name(replace)
-            sync_directory(self.target.parent)
+        refuse_existing(self.target, replace)
+        for root, _, _ in os.walk(self.new):
+            sync_directory(Path(root))
+        if self.target.is_dir() and not self.target.is_symlink():
+            self.target.rename(self.path / "old")
+            try:
+                self.new.rename(self.target)
+            except OSError:
+                (self.path / "old").rename(self.target)
+                raise
+        else:
+            self._name(replace)
+        sync_directory(self.target.parent)
         shutil.rmtree(self.path, ignore_errors=True)
         for left in glob.glob(f"{glob.escape(self._prefix)}*{PART_SUFFIX}", root_dir=self.target.parent):
             with contextlib.suppress(GgpassError, OSError):  # one that is at work is locked, and stays
@@ -130,13 +126,6 @@ class Staging:
         except OSError:  # a file system without such links
             self.new.replace(self.target)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self._error(error) from error
-
     def _error(self, error: OSError) -> GgpassError:
         rest = "an older file of that name is as it was: make room, or choose another place, and save again"
         if self._resumable:
@@ -145,9 +134,6 @@ class Staging:
                 "command again to go on"
             )
         return InputError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
-
-    def __enter__(self) -> "Staging":
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not self._resumable or isinstance(error, FormatError | WeightError):

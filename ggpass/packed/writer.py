@@ -1,26 +1,38 @@
-"""Writer: a safetensors file, written tensor by tensor with room for the header at its front, and opened at the end.
+"""Writer: a safetensors file, written tensor by tensor; assemble: tensors, plain or at their entropy, to a packed file.
 
-Beside the unfinished file lies a journal: one JSON line with the plan, then one for each tensor that is finished. After
-a kill the same plan goes on behind the last tensor whose bytes still have the checksum that its line states.
+A file has room for the header at its front, and is opened at the end. Beside the unfinished file lies a journal: one
+JSON line with the plan, then one for each tensor that is finished. After a kill the same plan goes on behind the last
+tensor whose bytes still have the checksum that its line states.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ggpass.errors import FormatError, GgpassError
-from ggpass.packed.codec.container import Piece
+from ggpass.packed.codec.container import Array, Piece, check_of, check_of_arrays
 from ggpass.packed.codec.native import crc32c
-from ggpass.packed.layout import TensorFile
-from ggpass.packed.strict_json import parse_json
+from ggpass.packed.dtypes import DTYPE_BITS
+from ggpass.packed.layout import Entry, Source, TensorFile, write_layout
+from ggpass.packed.manifest import Manifest, Stored, parse_manifest, seal
+from ggpass.packed.untrusted import parse_json
 
 _VERIFY_BYTES = 1 << 24
+
+#: The largest offset a header may come to hold, for the room that is reserved before they are known.
+_ANY_SIZE = 10**15
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +53,12 @@ class Record:
     note: dict[str, Any]
 
 
-def open_tensors(path: Path) -> None:
-    """Raise FormatError if a file is no safetensors file, or not as long as its tensors."""
-    TensorFile(path).close()
-
-
 def _open(path: Path) -> BinaryIO:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     return os.fdopen(fd, "r+b", buffering=0)
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes one file of a Staging; use as a context manager, and call `finish` at the end.
 
     Attributes:
@@ -142,7 +149,7 @@ class Writer:
         while view:
             view = view[self._part.write(view) :]
 
-    def finish(self, header: bytes, check: Callable[[Path], object] = open_tensors) -> None:
+    def finish(self, header: bytes, check: Callable[[Path], object] = lambda path: TensorFile(path).close()) -> None:
         """Write the header, make everything last, open the file once, and let it appear.
 
         Args:
@@ -169,9 +176,122 @@ class Writer:
             ) from error
         self._part_path.replace(self.path)
 
-    def __enter__(self) -> "Writer":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self._part.close()
         self._journal.close()
+
+
+@dataclass(frozen=True)
+class Item(Source):
+    """One tensor to store.
+
+    Attributes:
+        entry, read: where it comes from.
+        encode: returns the manifest's entry, its check still 0, and the coded arrays; None if it stays as it is.
+        persistent: as the manifest has it.
+    """
+
+    encode: Callable[[], tuple[Stored, Iterator[Array]]] | None = None
+    persistent: bool = True
+
+
+def assemble(
+    path: Path,
+    work: Path,
+    items: Iterable[Item],
+    *,
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    kernels: Mapping[str, bytes] | None = None,
+    plan: str = "",
+    progress: Progress = silent,
+) -> None:
+    """Write one packed file, in a Staging.
+
+    Args:
+        path, work, plan: as `Writer` takes them.
+        items: in the order of the manifest.
+        aliases: names that stand for another one's tensor.
+        metadata: strings to keep in the file.
+        kernels: GPU kernels by name.
+        progress: called with a tensor's name, the bytes done and the bytes in all.
+
+    Raises:
+        FormatError, WeightError: as `encode` raises them.
+        OSError: the disk is full or refuses.
+    """
+    items, kernels = list(items), dict(kernels or {})
+    # Plain tensors come first, the widest elements ahead, so that all lie aligned for tools that map the file.
+    order = sorted(items, key=lambda item: (item.encode is not None, -DTYPE_BITS[item.entry.dtype]))
+    manifest = Manifest({}, dict(aliases), dict(metadata))
+    room = _room(items, kernels, manifest)
+    total, done = sum(item.entry.nbytes for item in items), 0
+    with Writer(path, work, room, plan) as writer:
+        if writer.finished:
+            return
+        entries: dict[str, Entry] = {}
+        stored: dict[str, Stored] = {}
+        for item in order:
+            name = item.entry.name
+            progress(name, done, total)
+            record = writer.records.get(name) or _write(writer, item)
+            own = {"shape": item.entry.shape, "persistent": item.persistent}
+            stored[name] = Stored(**{**record.note, **own})
+            if item.encode is None:
+                stored[name] = replace(stored[name], check=record.crc)
+                entries[name] = replace(item.entry, begin=record.begin, end=record.end)
+            else:
+                entries[name] = _bytes_entry(name, record.begin, record.end)
+            done += item.entry.nbytes
+        checks = {}
+        for name, data in kernels.items():
+            record = writer.records.get(name) or writer.write(name, [data])
+            entries[name], checks[name] = _bytes_entry(name, record.begin, record.end), record.crc
+        progress("", total, total)
+        in_order = {item.entry.name: stored[item.entry.name] for item in items}
+        whole = replace(manifest, tensors=in_order, kernels=checks)
+        writer.finish(seal(write_layout(entries, whole.as_metadata(), room)), _check_packed)
+
+
+def _check_packed(path: Path) -> None:
+    """Raise FormatError if a file is no packed file, as its readers will see it."""
+    with TensorFile(path) as file:
+        parse_manifest(file.layout)
+
+
+def _bytes_entry(name: str, begin: int, end: int) -> Entry:
+    return Entry(name, "U8", (end - begin,), begin, end)
+
+
+def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -> int:
+    """Return the bytes that the header cannot exceed: with the largest numbers everywhere."""
+    worst = Stored(
+        "codes", "F8_E4M3", (), 2**32 - 1, "x" * 24, "0" * 16, transposed=True, persistent=False, stack=2**48
+    )
+    largest = {item.entry.name: replace(worst, shape=item.entry.shape) for item in items}
+    entries = {
+        item.entry.name: replace(item.entry, begin=_ANY_SIZE, end=_ANY_SIZE)
+        if item.encode is None
+        else _bytes_entry(item.entry.name, _ANY_SIZE, 2 * _ANY_SIZE)
+        for item in items
+    }
+    entries |= {name: _bytes_entry(name, _ANY_SIZE, 2 * _ANY_SIZE) for name in kernels}
+    whole = replace(manifest, tensors=largest, kernels=dict.fromkeys(kernels, 2**32 - 1))
+    return len(write_layout(entries, whole.as_metadata()))
+
+
+def _write(writer: Writer, item: Item) -> Any:
+    entry = item.entry
+    if item.encode is None:
+        return writer.write(entry.name, [item.read().data], Stored("plain", entry.dtype, entry.shape).__dict__)
+    stored, arrays = item.encode()
+    note: dict[str, Any] = {}
+
+    def pieces() -> Iterator[Piece]:
+        checks = []
+        for array in arrays:
+            checks.append(check_of(array[0]))
+            yield from array
+        note.update(replace(stored, check=check_of_arrays(checks)).__dict__)
+
+    return writer.write(entry.name, pieces(), note)

@@ -153,7 +153,7 @@ def test_an_error_of_the_system_is_one_line_too(run: Run, checkpoint: Path, monk
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", "/x")
 
-    monkeypatch.setattr("ggpass.inspection.inspect.inspect_checkpoint", refuse)
+    monkeypatch.setattr("ggpass.cli.inspect.inspect_checkpoint", refuse)
     assert_one_line_error(run("inspect", checkpoint), "Permission denied", "/x")
 
 
@@ -452,6 +452,16 @@ def test_bench_calls_both_models_in_turns_and_takes_medians(monkeypatch: pytest.
     assert len(steps) == 3
     assert (got.float_ms, got.lowered_ms, got.ratio) == pytest.approx((400.0, 100.0, 2.0))
     assert got.cosine_mean == got.cosine_min == pytest.approx(24 / 25)
+
+
+@pytest.mark.parametrize("names", [["logging"], ["AutoConfig"], ["__name__"], [5], "BertModel", {"a": 1}, 7, []])
+def test_odd_architectures_load_as_the_model_type_says(tiny_bert: Path, tmp_path: Path, names: Any) -> None:
+    for file in tiny_bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": names}))
+    model, _ = models.load_model(tmp_path)
+    assert type(model).__name__ == "BertModel"
 
 
 def test_bench_errors_are_one_line(run: Run, tiny_bert: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from scipy.stats import t as student
 
 from ggpass.errors import WeightError
 from ggpass.ggd import GGD, SHAPE_RANGE, best_by_aic, fit_likelihood, fit_moments, fit_rivals, magnitudes
-from ggpass.ggd.search import falling_root
-from ggpass.ggd.student import FREEDOM_RANGE
+from ggpass.ggd.magnitudes import falling_root
+from ggpass.ggd.rivals import FREEDOM_RANGE
 
 SHAPES = [0.3, 0.5, 0.85, 1.0, 1.36, 2.0, 4.0, 8.0]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import gennorm
 
-from ggpass.ggd import GGD, entropy
+from ggpass.ggd import GGD, density
 
 SHAPES = [0.2, 0.5, 1.0, 1.36, 2.0, 8.0]
 
@@ -85,10 +85,10 @@ def test_entropy_falls_as_the_step_grows(shape: float) -> None:
 def test_the_closed_tail_continues_the_sum(shape: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, step = GGD(shape, 1.0, 0.003), 0.01
     whole = model.quantized_entropy(step)
-    monkeypatch.setattr(entropy, "MOST_CELLS", 100)
+    monkeypatch.setattr(density, "MOST_CELLS", 100)
     # From x = α on, s' = ν s/x: the midpoint rule's Δ²s'²/24 (and as much for s''), where s·p still counts.
     assert model.quantized_entropy(step) == pytest.approx(whole, abs=step**2 * (1 + shape) ** 2 * 4)
-    monkeypatch.setattr(entropy, "_tail_bits", lambda *_: torch.tensor(0.0))
+    monkeypatch.setattr(density, "_tail_bits", lambda *_: torch.tensor(0.0))
     assert model.quantized_entropy(step) < whole - 0.01  # the test can tell
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ggpass.cli.tables import inspection_table
+from ggpass.cli.inspect import inspection_table
 from ggpass.formats import FORMATS
 from ggpass.ggd import GGD, best_by_aic, fit_moments, fit_rivals
 from ggpass.inspection import plot

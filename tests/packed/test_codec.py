@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.coding import encode
 
 from ggpass import FormatError
 from ggpass.packed.codec import container, exp_golomb
 from ggpass.packed.codec.decoder import Decoder, decode
-from ggpass.packed.codec.encoder import encode
-from ggpass.packed.codec.histogram import histogram
-from ggpass.packed.codec.model import fit, normalize
+from ggpass.packed.codec.model import fit, histogram, normalize
 from ggpass.packed.codec.native import INTEGER_TYPES, crc32c
 from ggpass.packed.codec.planes import merge_tasks, split_planes
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.coding import encode
 
 from ggpass import FormatError
 from ggpass.packed.codec import container
 from ggpass.packed.codec.decoder import decode
-from ggpass.packed.codec.encoder import encode
 from ggpass.packed.codec.native import crc32c
 
 RNG = np.random.default_rng(0)

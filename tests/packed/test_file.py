@@ -16,7 +16,7 @@ from support.real_models import minilm_folder
 from ggpass import FormatError, Scheme, WeightError
 from ggpass.file import PackedFile, pack, unpack
 from ggpass.formats import FORMATS, quantize
-from ggpass.packed.codec.histogram import histogram
+from ggpass.packed.codec.model import histogram
 from ggpass.packed.dtypes import NAMES, TORCH_DTYPES, as_bytes
 from ggpass.packed.grid import GridChoice, coarsest_step, grid_error
 from ggpass.packed.methods import Codes

@@ -15,7 +15,7 @@ from ggpass import FormatError
 from ggpass.file import PackedFile, pack, unpack
 from ggpass.packed.layout import LENGTH_BYTES
 from ggpass.packed.manifest import CHECK_KEY, KEY, seal
-from ggpass.packed.strict_json import depth_of, parse_json
+from ggpass.packed.untrusted import depth_of, parse_json
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from ggpass.packed.codec.native import INTEGER_TYPES, crc32c
 
 MAGIC = b"GGC1"
 RAW, CONSTANT, RANS, EXP_GOLOMB = range(4)
-METHODS = ("raw", "constant", "rans", "exp-golomb")
 
 #: Part of a container as it is written; a view where copying would cost memory for nothing.
 Piece = bytes | memoryview
@@ -91,15 +90,6 @@ class Container:
         sizes = self.index[:, 0].astype(np.int64) + self.index[:, 1]
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
-    @property
-    def chunks(self) -> int:
-        """How many chunks there are."""
-        return len(self.index)
-
-    def symbols_of(self, i: int) -> slice:
-        """Which symbols chunk i holds."""
-        return slice(i * self.chunk, min(self.count, (i + 1) * self.chunk))
-
     def code_of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """The code and the patches of chunk i, their checksum verified.
 
@@ -110,7 +100,7 @@ class Container:
         data = self.body[start : start + code + patches]
         if crc32c(data) != self.index[i, 2]:
             raise FormatError(
-                f"chunk {i} of {self.chunks} is damaged (its checksum does not match); fetch the file again"
+                f"chunk {i} of {len(self.index)} is damaged (its checksum does not match); fetch the file again"
             )
         return data[:code], data[code:]
 
@@ -147,6 +137,11 @@ def check_of(head: Piece) -> int:
     return int(check)
 
 
+def check_of_arrays(checks: Sequence[int]) -> int:
+    """check = CRC-32C of the header checksums of a payload's arrays, which cover their chunks."""
+    return crc32c(np.array(checks, dtype="<u4").view(np.uint8))
+
+
 def read(data: np.ndarray) -> Container:
     """Parse and check the container at the start of `data`; the chunks' own checksums wait until they are read.
 
@@ -163,7 +158,7 @@ def read(data: np.ndarray) -> Container:
         raise FormatError(
             f"a coded array starts with {MAGIC!r}, not {magic!r}; the file is corrupt or newer than this ggpass"
         )
-    if method >= len(METHODS) or kind >= len(INTEGER_TYPES) or ranked > 1:
+    if method > EXP_GOLOMB or kind >= len(INTEGER_TYPES) or ranked > 1:
         raise FormatError(
             f"a coded array names method {method}, type {kind}, map {ranked}, which this ggpass does not know; "
             "update ggpass, or fetch the file again"
@@ -181,22 +176,12 @@ def read(data: np.ndarray) -> Container:
     (check,) = _CHECK.unpack_from(data.data, _HEADER.size)
     if crc32c(data[HEADER_BYTES:body_at], seed=crc32c(data[: _HEADER.size])) != check:
         raise FormatError("the header of a coded array is damaged (its checksum does not match); fetch the file again")
-    index = data[HEADER_BYTES + table_bytes : body_at].copy().view("<u4").reshape(chunks, _INDEX_FIELDS)
+    table, index = np.split(data[HEADER_BYTES:body_at], [table_bytes])
+    index = index.copy().view("<u4").reshape(chunks, _INDEX_FIELDS)
     end = body_at + int(index[:, :2].sum(dtype=np.uint64))
     if end > length:
         raise FormatError(f"the chunks of a coded array take {end} bytes of {length}; the file is corrupt")
     if data[end:length].any():
         raise FormatError("the padding of a coded array is not zero; fetch the file again")
-    return Container(
-        method,
-        INTEGER_TYPES[kind],
-        parameter,
-        bool(ranked),
-        count,
-        chunk,
-        data[HEADER_BYTES : HEADER_BYTES + table_bytes],
-        index,
-        data[body_at:end],
-        check,
-        length,
-    )
+    dtype, body = INTEGER_TYPES[kind], data[body_at:end]
+    return Container(method, dtype, parameter, bool(ranked), count, chunk, table, index, body, check, length)

@@ -37,11 +37,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        data: bytes | memoryview | np.ndarray,
-        *,
-        substitutes: np.ndarray | None = None,
-        portable: bool = False,
+        self, data: bytes | memoryview | np.ndarray, *, substitutes: np.ndarray | None = None, portable: bool = False
     ) -> None:
         """Parse and check the header and the table.
 
@@ -126,11 +122,12 @@ class Decoder:
 
     def __len__(self) -> int:
         """The number of chunks; a constant array is one."""
-        return max(1, self.container.chunks) if self.count else 0
+        return max(1, len(self.container.index)) if self.count else 0
 
     def symbols_of(self, i: int) -> slice:
         """Which symbols chunk i holds."""
-        return slice(0, self.count) if self.container.method == CONSTANT else self.container.symbols_of(i)
+        chunk = self.count if self.container.method == CONSTANT else self.container.chunk
+        return slice(i * chunk, min(self.count, (i + 1) * chunk))
 
     def decode_chunk(self, i: int, out: np.ndarray) -> None:
         """Chunk i into `out`, contiguous, of this decoder's dtype and the length of `symbols_of(i)`.
@@ -174,9 +171,9 @@ class Decoder:
         )
         if status == CHECKSUM:
             raise FormatError(
-                f"chunk {failed[0]} of {own.chunks} is damaged (its checksum does not match); fetch the file again"
+                f"chunk {failed[0]} of {len(own.index)} is damaged (its checksum does not match); fetch the file again"
             )
-        check(status, f"chunk {failed[0]} of {own.chunks}")
+        check(status, f"chunk {failed[0]} of {len(own.index)}")
 
     def _decode_exp_golomb(self, code: np.ndarray, out: np.ndarray) -> None:
         numbers, used = exp_golomb.decode(code, out.size, self.container.parameter)
@@ -192,11 +189,10 @@ class Decoder:
     def tasks(self, out: np.ndarray) -> list[Callable[[], None]]:
         """What decodes everything into `out`, a few chunks a call, in any order, on any thread."""
         if self.container.method == RANS:
-            starts, total, chunk = range(0, len(self), GROUP), len(self), self.container.chunk
-            ends = [min(total, start + GROUP) for start in starts]
+            total, chunk = len(self), self.container.chunk
             return [
-                functools.partial(self._decode_rans, start, end, out[start * chunk : end * chunk])
-                for start, end in zip(starts, ends)
+                functools.partial(self._decode_rans, i, min(total, i + GROUP), out[i * chunk : (i + GROUP) * chunk])
+                for i in range(0, total, GROUP)
             ]
         return [functools.partial(self.decode_chunk, i, out[self.symbols_of(i)]) for i in range(len(self))]
 

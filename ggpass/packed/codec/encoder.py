@@ -1,4 +1,4 @@
-"""encode: an array of integer symbols to bytes at its zero-order entropy.
+"""encode_pieces: an array of integer symbols to bytes at its zero-order entropy.
 
 Why an own coder, weighed by `benchmarks/codec.py` on the RF8 codes of all-MiniLM-L6-v2 (entropy 6.29 bits; speeds in
 million symbols a second on one core, encode / decode):
@@ -26,8 +26,7 @@ from ggpass.errors import FormatError
 from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec import container, exp_golomb
 from ggpass.packed.codec.container import CONSTANT, EXP_GOLOMB, MAX_CHUNK, PATCH_COUNT, RANS, RAW, TABLE_COUNT, Piece
-from ggpass.packed.codec.histogram import histogram
-from ggpass.packed.codec.model import Model, fit
+from ggpass.packed.codec.model import Model, fit, histogram
 from ggpass.packed.codec.native import address, check, integer_type, library
 from ggpass.packed.codec.threads import run_all
 
@@ -56,18 +55,6 @@ def _blocks(symbols: np.ndarray, chunk: int) -> list[np.ndarray]:
     return [symbols[i : i + chunk] for i in range(0, symbols.size, chunk)]
 
 
-def encode(
-    symbols: np.ndarray,
-    method: Method = "auto",
-    *,
-    order: int | None = None,
-    mapping: Literal["signed", "ranked"] = "signed",
-    threads: int = 1,
-) -> bytes:
-    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless; see encode_pieces."""
-    return b"".join(encode_pieces(symbols, method, order=order, mapping=mapping, threads=threads))
-
-
 def encode_pieces(
     symbols: np.ndarray,
     method: Method = "auto",
@@ -76,7 +63,7 @@ def encode_pieces(
     mapping: Literal["signed", "ranked"] = "signed",
     threads: int = 1,
 ) -> list[Piece]:
-    """What `encode` returns, in pieces to be written one after the other; raw ones are views of `symbols`.
+    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless.
 
     Args:
         symbols: any shape, any integer dtype; the shape is the caller's to keep.
@@ -84,6 +71,9 @@ def encode_pieces(
         order: exp-golomb: the order k; the best one for these symbols if left out.
         mapping: exp-golomb: how signed symbols become numbers.
         threads: how many chunks to encode at a time.
+
+    Returns:
+        Pieces to be written one after the other; raw ones are views of `symbols`.
 
     Raises:
         FormatError: not integers, or symbols beyond ±2^61 where a code must hold them.
@@ -102,7 +92,7 @@ def encode_pieces(
     if method == "exp-golomb":
         return _encode_exp_golomb(flat, counted, order, mapping, threads)
     if len(counted.values) == 1:
-        return _encode_constant(flat)
+        return container.write(CONSTANT, flat.dtype, flat.size, MAX_CHUNK, table=flat[:1].tobytes())
     model = fit(counted)
     if method == "auto" and model.cost >= 8 * flat.nbytes:
         return _encode_raw(flat)
@@ -121,10 +111,6 @@ def _codable(flat: np.ndarray) -> bool:
 def _encode_raw(flat: np.ndarray) -> list[Piece]:
     parts = [(block.view(np.uint8).data, b"") for block in _blocks(flat, PLAIN_CHUNK)]
     return container.write(RAW, flat.dtype, flat.size, PLAIN_CHUNK, parts=parts)
-
-
-def _encode_constant(flat: np.ndarray) -> list[Piece]:
-    return container.write(CONSTANT, flat.dtype, flat.size, MAX_CHUNK, table=flat[:1].tobytes())
 
 
 def _encode_exp_golomb(
@@ -191,17 +177,9 @@ class _Indexer:
             return out, np.flatnonzero(missing).astype(np.uint64)
         positions = np.empty(min(block.size, self.patches), np.uint64)
         found = library().ggp_to_index(
-            address(block),
-            integer_type(self.dtype),
-            block.size,
-            self.low,
-            len(self.lookup),
-            address(self.lookup),
-            self.filler,
-            address(out),
-            self.width,
-            address(positions),
-            positions.size,
+            *(address(block), integer_type(self.dtype), block.size),
+            *(self.low, len(self.lookup), address(self.lookup), self.filler),
+            *(address(out), self.width, address(positions), positions.size),
         )
         return out, positions[: check(found, "an array that changed while it was encoded")]
 
@@ -235,15 +213,9 @@ def _encode_rans(flat: np.ndarray, counted: Histogram, model: Model, threads: in
         scratch = np.empty(native.ggp_rans_scratch_bytes(len(index.frequencies)), np.uint8)
         out = _room(native.ggp_rans_bound(block.size))
         written = native.ggp_rans_encode(
-            address(symbols),
-            index.width,
-            symbols.size,
-            address(index.frequencies),
-            len(index.frequencies),
-            model.bits,
-            address(scratch),
-            address(out),
-            out.size,
+            *(address(symbols), index.width, symbols.size),
+            *(address(index.frequencies), len(index.frequencies), model.bits),
+            *(address(scratch), address(out), out.size),
         )
         code = out[: check(written, "an array that changed while it was encoded")].tobytes()
         return code, _patches(block, positions)

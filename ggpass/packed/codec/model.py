@@ -9,9 +9,17 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ggpass.ggd.grid import Histogram
 from ggpass.packed.codec import exp_golomb
+from ggpass.packed.codec.native import address, integer_type, library
+
+#: Distinct values counted by one pass over an array; what lies outside this window is sorted instead.
+WINDOW = 1 << 16
+
+#: Symbols looked at to place the window.
+SAMPLE = 4096
 
 #: log2 of the table sizes tried. 2^12 slots decode fastest (one look-up in 16 KB); larger ones serve low entropies
 #: with long tails and large alphabets.
@@ -19,6 +27,41 @@ TABLE_BITS = (12, 14)
 
 #: The smaller table is kept while it costs no more than this much above the larger one.
 SLACK = 1.0025
+
+
+def histogram(symbols: np.ndarray) -> Histogram:
+    """counts[v] = #{i : symbols[i] = v}, exactly, for integers of any range; counted by native code.
+
+    Args:
+        symbols: contiguous, any integer dtype; values below 2^63.
+    """
+    symbols = symbols.reshape(-1)
+    if symbols.dtype.itemsize == 1:
+        counts, _ = _count_window(symbols.view(np.uint8), 0, 256)
+        values = np.arange(256, dtype=np.uint8).view(symbols.dtype).astype(np.int64)
+    else:
+        info = np.iinfo(symbols.dtype)
+        middle = int(np.median(symbols[:: max(1, symbols.size // SAMPLE)])) if symbols.size else 0
+        low = max(int(info.min), middle - WINDOW // 2)
+        size = min(WINDOW, int(info.max) - low + 1)
+        counts, outside = _count_window(symbols, low, size)
+        values = np.arange(size, dtype=np.int64) + low
+        if outside:
+            # Rare by the choice of the window, unless the symbols are no quantized weights at all.
+            wide = symbols[(symbols < low) | (symbols > low + size - 1)].astype(np.int64)
+            more, often = np.unique(wide, return_counts=True)
+            values, counts = np.concatenate([values, more]), np.concatenate([counts, often])
+    values, counts = values[counts > 0], counts[counts > 0]
+    order = np.argsort(values)
+    return Histogram(torch.from_numpy(values[order]), torch.from_numpy(counts[order]))
+
+
+def _count_window(symbols: np.ndarray, low: int, size: int) -> tuple[np.ndarray, int]:
+    counts = np.zeros(size, dtype=np.uint64)
+    outside = library().ggp_histogram(
+        address(symbols), integer_type(symbols.dtype), symbols.size, low, size, address(counts)
+    )
+    return counts.astype(np.int64), outside
 
 
 @dataclass(frozen=True)
@@ -53,21 +96,20 @@ def normalize(counts: np.ndarray, slots: int) -> np.ndarray:
     share = counts * (slots / counts.sum())
     f = np.maximum(1, np.floor(share)).astype(np.int64)
     missing = slots - int(f.sum())
-    if missing > 0:
-        heap = [(-c * np.log2((n + 1) / n), i) for i, (c, n) in enumerate(zip(counts.tolist(), f.tolist()))]
-        heapq.heapify(heap)
-        for _ in range(missing):
-            _, i = heapq.heappop(heap)
-            f[i] += 1
-            heapq.heappush(heap, (-counts[i] * np.log2((f[i] + 1) / f[i]), i))
-    elif missing < 0:
-        heap = [(c * np.log2(n / (n - 1)), i) for i, (c, n) in enumerate(zip(counts.tolist(), f.tolist())) if n > 1]
-        heapq.heapify(heap)
-        for _ in range(-missing):
-            _, i = heapq.heappop(heap)
-            f[i] -= 1
-            if f[i] > 1:
-                heapq.heappush(heap, (counts[i] * np.log2(f[i] / (f[i] - 1)), i))
+    step = 1 if missing > 0 else -1
+
+    def change(i: int) -> tuple[float, int]:
+        """How much the cost grows if symbol i gets `step` more slots."""
+        fewer = f[i] + min(step, 0)
+        return -step * counts[i] * np.log2((fewer + 1) / fewer), i
+
+    heap = [change(i) for i in range(len(f)) if f[i] + step > 0]
+    heapq.heapify(heap)
+    for _ in range(abs(missing)):
+        _, i = heapq.heappop(heap)
+        f[i] += step
+        if f[i] + step > 0:
+            heapq.heappush(heap, change(i))
     return f.astype(np.uint32)
 
 

@@ -27,10 +27,7 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "ggp_rans_table": (c_int64, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
     "ggp_rans_bound": (c_size_t, (c_size_t,)),
     "ggp_rans_scratch_bytes": (c_size_t, (c_size_t,)),
-    "ggp_rans_encode": (
-        c_int64,
-        (c_void_p, c_int, c_size_t, c_void_p, c_size_t, c_int, c_void_p, c_void_p, c_size_t),
-    ),
+    "ggp_rans_encode": (c_int64, (c_void_p, c_int, c_size_t, c_void_p, c_size_t, c_int, c_void_p, c_void_p, c_size_t)),
     "ggp_rans_decode": (c_int64, (c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_int)),
     "ggp_rans_decode_values": (
         c_int64,
@@ -56,10 +53,7 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     ),
     "ggp_planes_split": (c_int64, (c_void_p, c_size_t, c_int, c_int, c_void_p)),
     "ggp_planes_merge": (c_int64, (c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p)),
-    "ggp_dequantize": (
-        c_int64,
-        (c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p),
-    ),
+    "ggp_dequantize": (c_int64, (c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p)),
 }
 
 

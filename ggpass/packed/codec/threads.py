@@ -1,12 +1,17 @@
-"""run_all: independent tasks on a number of threads; the native loops release the GIL while they run."""
+"""run_all: independent tasks on a number of threads; after_fork: torch on one. Native loops release the GIL."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
+
+_IMPORTED_IN = os.getpid()
 
 
 @functools.cache
@@ -33,3 +38,21 @@ def run_all(tasks: Iterable[Callable[[], T]], threads: int) -> list[T]:
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+@contextlib.contextmanager
+def after_fork() -> Iterator[None]:
+    """Let torch compute on one thread inside, if this process is a forked child.
+
+    The threads that its parent started do not exist there, so that torch's pool would wait for ever. Use
+    it as a decorator of what reads or writes files.
+    """
+    threads = torch.get_num_threads()
+    if os.getpid() == _IMPORTED_IN or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

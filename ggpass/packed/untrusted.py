@@ -1,14 +1,19 @@
-"""JSON from strangers: bounded size and depth, no duplicate keys, no numbers beyond JSON's own, one error type."""
+"""Files from strangers: whatever goes wrong in one is an error of ours, and its JSON is bounded and strict.
 
+Bounded in size and depth, without duplicate keys and without numbers beyond JSON's own.
+"""
+
+import contextlib
 import json
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ggpass.errors import FormatError
+from ggpass.errors import FormatError, GgpassError
 
 #: Deeper than any header or manifest; Python's parser recurses, so the depth is counted before it starts.
 MAX_DEPTH = 8
@@ -92,3 +97,29 @@ def read_json(path: Path) -> Any:
     if len(text) > MAX_BYTES:
         raise FormatError(f"{path} is larger than {MAX_BYTES} bytes, which no such file is; fetch it again")
     return parse_json(text, str(path))
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, name: str = "") -> Iterator[None]:
+    """Raise FormatError for whatever goes wrong inside, with the file and the tensor in front of the reason.
+
+    A damaged file can make any library that looks at it raise anything, so no list of exception types is complete.
+
+    Args:
+        path: of the file.
+        name: of the tensor that is read; '' if it is the file as a whole.
+    """
+    place = f"{path}, {name}" if name else str(path)
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(f"{place} cannot be read: {error.strerror or error}") from error
+    except GgpassError as error:
+        if not isinstance(error, FormatError) or str(error).startswith(str(path)):
+            raise
+        raise FormatError(f"{place}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise FormatError(
+            f"{place} is no safetensors file, or is damaged ({reason}); download or save it again"
+        ) from error
