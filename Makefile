@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench random clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py
@@ -24,6 +24,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/pip install -q ".[bench]"
 	$(BIN)/python benchmarks/linear.py
+
+random: $(STAMP)
+	$(BIN)/python benchmarks/random_models.py -o benchmarks/results/random_models.md
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard native/*) examples/data.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""A pass of your own: any callable that edits a Program and returns a Report.
+"""Two passes of your own, one for nodes and one for weights: callables that edit a Program and return a Report.
 
 python examples/own_pass.py
 """
@@ -35,6 +35,31 @@ class ReluSquaredToRelu:
         return report
 
 
+@dataclass(frozen=True)
+class ClipWeights:
+    """w → min(max(w, −kσ), kσ), σ² = mean w²: fewer outliers, so that a channel's scale fits the rest better.
+
+    1. Float matrices that the graph computes with, those that `only` and `skip` choose; tied weights once.
+    2. Every other float tensor stays, and is reported with its reason.
+
+    Attributes:
+        deviations: k.
+        only, skip: patterns on names, as for `ggpass.compile`.
+    """
+
+    deviations: float = 3.0
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def __call__(self, program: Program) -> Report:
+        report = Report("ClipWeights")
+        for weight in program.weights(only=self.only, skip=self.skip, report=report):
+            bound = self.deviations * float(weight.tensor.detach().square().mean().sqrt())
+            program.replace(weight, weight.tensor.clamp(-bound, bound))
+            report.changes.append(Change(weight.title, f"clipped at ±{bound:.3g}"))
+        return report
+
+
 class Squares(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -45,10 +70,10 @@ class Squares(nn.Module):
 
 
 def main() -> None:
-    """Run the pass in front of the target's own passes, and print what all of them did."""
+    """Run both passes ahead of those that lower the weights, and print what all of them did."""
     torch.manual_seed(0)
     x = torch.randn(3, 64)
-    artifact = ggpass.compile(Squares(), (x,), target="rf8-cpu", passes=[ReluSquaredToRelu()])
+    artifact = ggpass.compile(Squares(), (x,), target="rf8-cpu", passes=[ReluSquaredToRelu(), ClipWeights(skip=("b",))])
     Console().print(artifact.report)
     Console().print(artifact(x).shape)
 

@@ -22,6 +22,7 @@ from ggpass.targets.artifact import Artifact, Sizes
 
 __version__ = "0.1.0"
 
+
 __all__ = [
     "Artifact",
     "Change",

@@ -27,7 +27,7 @@ from ggpass.passes.gg_init import GGInit
 from ggpass.passes.lower_weights import LowerWeights
 from ggpass.passes.merge_linears import MergeLinears
 from ggpass.targets import Target, place, resolve
-from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module
+from ggpass.targets.artifact import Artifact, Sizes, bytes_of_module, describe
 from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
@@ -81,7 +81,8 @@ def compile(
     """Lower a model's weights to 8 bits for a target.
 
     With example inputs the model is traced, all passes run on the graph, and an Artifact comes back. Without them a
-    module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work.
+    module of the same class comes back, its weights lowered: `generate()`, hooks and `state_dict` still work. Its
+    `parameters()` are those that stay float (biases, norms), which may be none: take its device from `buffers()`.
 
     Args:
         model: any module, float32, bfloat16 or float16. It stays as it is, bit for bit, unless `inplace`. Of what
@@ -128,6 +129,9 @@ def compile(
     program = Program.trace(model, args, kwargs, dynamic_shapes)
     report = Pipeline((*passes, *deployment_passes(lowering)), title=f"compile for {target}")(program)  # type: ignore[arg-type]
     report.notes += notes
+    if dynamic_shapes is not None:
+        # torch.export makes a size static that the model's code compares, and says nothing.
+        report.notes.append("takes " + ", ".join(describe(node.meta.get("val")) for node in program.inputs()))
     if not inplace:
         program.own_tensors(model)
     return device.build(program, report, Sizes(before, bytes_of_module(program.graph_module)), target)
@@ -164,7 +168,8 @@ def export_onnx(
     Args:
         model: any module in float32 or float16; it stays as it is.
         args: example inputs: a tuple, one tensor, or None where `kwargs` holds all.
-        path: the file; one named `path.data` comes beside it where the tensors are many.
+        path: the file; one named `path.data` comes beside it where the tensors are many. If that name is taken, by an
+            earlier save for instance, it has eight digits before `.data`; the earlier one goes once the model is there.
         kwargs: example keyword inputs.
         target: `format-onnx`, such as `rf8-onnx`.
         scheme, dynamic_shapes, passes, only, skip: as in `compile`.
@@ -221,9 +226,11 @@ def lower_onnx(
     fallback: Literal["fast", "lowmem"] | None = "fast",
     external_data: bool | None = None,
 ) -> Report:
-    """Any ONNX file in, the same model with 8-bit weights out: MatMul, Gemm, Gather and Conv with constant weights.
+    """Any ONNX file in, the same model with 8-bit weights out.
 
-    Tensors are read and written one at a time, so that a model may be larger than memory.
+    MatMul, Gemm, Gather and Conv compute with the codes; other float operators get a large constant decoded
+    (LSTM, ConvTranspose, Attention, a table under Add). Functions of the model are inlined. Tensors are read and
+    written one at a time, so that a model may be larger than memory. The file is opened before it gets its name.
 
     Args:
         path_in: a float model, from any exporter; it stays as it is.
@@ -234,10 +241,10 @@ def lower_onnx(
         What happened to every weight: lowered, or left with the reason.
 
     Raises:
-        TargetError: no onnx target, or missing packages.
+        TargetError: no onnx target, missing packages, or ONNX Runtime does not open what was written.
         FormatError: not an ONNX model, or one that refers to data outside its directory.
-        WeightError: NaN or infinity in a weight, or a pattern that matches nothing.
-        InputError: paths that cannot be read or written.
+        WeightError: NaN in a weight, or a pattern that matches nothing.
+        InputError: paths that cannot be read or written, or a full disk.
     """
     check_onnx_target(target)
     _, lowering, _ = lowering_for(target, scheme, only, skip)

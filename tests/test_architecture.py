@@ -110,7 +110,19 @@ def test_the_root_links_lead_into_the_package() -> None:
 
 
 def test_import_ggpass_loads_nothing_heavy() -> None:
-    heavy = ["tvm", "tvm_ffi", "onnx", "onnxruntime", "triton", "transformers", "matplotlib", "scipy", "typer", "rich"]
+    heavy = [
+        "tvm",
+        "tvm_ffi",
+        "onnx",
+        "onnxruntime",
+        "triton",
+        "transformers",
+        "matplotlib",
+        "scipy",
+        "typer",
+        "rich",
+        "sympy",
+    ]
     heavy += ["accelerate", "lightning", "ggpass.integrations"]
     code = "import sys, torch; before = set(sys.modules); import ggpass; print(*(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -155,9 +155,10 @@ class _Fill:
                     "model"
                 )
             self._check_shape(name, tuple(weight.shape))
-            if self.file.stored(name).transposed != weight.transposed:
+            stored = self.file.stored(name)
+            if (stored.transposed, stored.rows) != (weight.transposed, weight.codes.shape[0]):
                 raise FormatError(
-                    f"the scales of {name} belong to its columns in one of file and model; load into a float model"
+                    f"the scales of {name} belong to other rows in the file than in the model; load into a float model"
                 )
         decoded = self._decode(dict.fromkeys((name for name, _ in held.values()), None))
         self.as_codes.update(name for name, _ in lowered_weights(self.model))

@@ -70,7 +70,9 @@ def _item(name: str, value: Value, threads: int) -> Item:
         return Item(Entry(name, name_of(value), tuple(value.shape)), _reader(value))
     entry, code = Entry(name, value.dtype, value.shape), codebook_hash(value.format)
     _check_plain(name, value.quantized.codes)
+    rows = value.quantized.codes.shape[0]
     stored = Stored("codes", value.dtype, value.shape, 0, value.format.name, code, transposed=value.transposed)
+    stored = stored if stored.rows == rows else replace(stored, stack=rows)
     return Item(entry, _reader(value.quantized.codes), lambda: (stored, encode_codes(value.quantized, threads)))
 
 

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ggpass.errors import FormatError
 from ggpass.formats import Format, Quantized, get_format
-from ggpass.lowering.modules import Lowered, LoweredWeight
+from ggpass.lowering.modules import Lowered, LoweredWeight, child_of
 from ggpass.packed.dtypes import name_of
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
@@ -51,7 +51,8 @@ def lowered_weights(model: nn.Module) -> Iterator[tuple[str, LoweredWeight]]:
     """Yield each lowered weight of a model under all its names."""
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Lowered) and isinstance(module, nn.Module):
-            yield f"{path}.weight" if path else "weight", module.lowered
+            for leaf, held in module.lowered_weights().items():
+                yield f"{path}.{leaf}" if path else leaf, held
 
 
 def state_of(model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
@@ -73,7 +74,8 @@ def state_of(model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
 
     codes: set[str] = set()  # the manifest holds codes, scale and format in its own way
     for name, held in lowered_weights(model):
-        codes.add(f"{name.removesuffix('weight')}lowered")
+        path, dot, leaf = name.rpartition(".")
+        codes.add(f"{path}{dot}{child_of(leaf)}")
         dtype = name_of(torch.empty(0, dtype=held.dtype))
         quantized = Quantized(held.codes, held.scale)
         add(name, id(held), CodedWeight(quantized, held.format, dtype, tuple(held.shape), held.transposed))

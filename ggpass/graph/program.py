@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
@@ -35,6 +36,23 @@ class _ShapesOnly(FakeTensorProp):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
         return self._mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+
+
+def _run_on(module: fx.GraphModule, mode: FakeTensorMode, values: list[Any]) -> None:
+    # torch's decompositions in Python: composite kernels in C++ take no symbolic shapes, or make them static.
+    with torch.no_grad(), enable_python_dispatcher():
+        _ShapesOnly(module, mode).propagate_dont_convert_inputs(*values)
+
+
+def _example(value: Any) -> Any:
+    """Return a fake tensor, or a size, with the sizes of the traced example in the place of open ones."""
+    if isinstance(value, FakeTensor):
+        return torch.empty(
+            [int(size.node.hint) if isinstance(size, torch.SymInt) else size for size in value.shape],
+            dtype=value.dtype,
+            device=value.device,
+        )
+    return value.node.hint if isinstance(value, torch.SymInt) else value
 
 
 class Program:
@@ -336,12 +354,25 @@ class Program:
             raise PassError(str(error)) from error
 
     def _propagate(self) -> None:
-        """Set every node's `meta["val"]` by running the graph on fake tensors."""
+        """Set every node's `meta["val"]` by running the graph on fake tensors; what is open in it stays open."""
         values = [node.meta.get("val") for node in self.graph.nodes if node.op == "placeholder"]
         fakes = [v for v in values if isinstance(v, FakeTensor)]
-        if fakes:
-            with torch.no_grad():
-                _ShapesOnly(self.graph_module, fakes[0].fake_mode).propagate_dont_convert_inputs(*values)
+        if not fakes:
+            return
+        mode, known = fakes[0].fake_mode, {node: node.meta.get("val") for node in self.graph.nodes}
+        try:
+            if mode.shape_env is not None:
+                mode.shape_env.freeze()  # a comparison of sizes makes none of them static
+            _run_on(self.graph_module, mode, values)
+        except Exception:
+            if not any(isinstance(size, torch.SymInt) for fake in fakes for size in fake.shape):
+                raise
+            # An operator that takes no symbolic shapes is no fault of a pass: the sizes of the example decide.
+            with FakeTensorMode(allow_non_fake_inputs=True) as examples:
+                _run_on(self.graph_module, examples, [_example(value) for value in values])
+            for node, value in known.items():
+                if value is not None:
+                    node.meta["val"] = value
 
     @property
     def in_spec(self) -> pytree.TreeSpec:

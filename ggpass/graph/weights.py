@@ -4,14 +4,17 @@ Every front end asks here, whether it has a graph, a module or a file: the same 
 of its names, and a reason has one sentence.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 
 from ggpass.errors import WeightError
 from ggpass.graph.report import Report, Skip
@@ -20,6 +23,9 @@ aten = torch.ops.aten
 
 #: The dtypes of weights; others are indices, masks or codes.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+#: The least elements of a row of codes in a stack of matrices: with a scale of four bytes each, 1/16 more bytes.
+LEAST_ROW = 64
 
 
 def bytes_of(tensor: Tensor) -> int:
@@ -118,6 +124,7 @@ class Kind(Enum):
     MATMUL = "matmul"  # y = x · W (+ b), W (K, N): Hugging Face's Conv1D, or a parameter that the code multiplies by
     EMBEDDING = "embedding"  # y = W[ids], W (N, K)
     CONV = "conv"  # y = x ∗ W (+ b), W (N, C/groups, …)
+    OTHER = "other"  # anything that a module computes with an attribute of its own
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ class Weight:
     uses: tuple[Use, ...] = ()
     lazy: bool = field(default=False, kw_only=True)
 
+    least_row: ClassVar[int] = LEAST_ROW
+
     @property
     def name(self) -> str:
         """Return the first name."""
@@ -171,7 +180,18 @@ class Weight:
     @property
     def transposed(self) -> bool:
         """Return True if the output channels are the second dimension at the first use."""
-        return bool(self.uses) and self.uses[0].transposed
+        return any(use.transposed for use in self.uses)
+
+    @property
+    def leading(self) -> int:
+        """Return how many dimensions count the rows of the codes, one scale each; the others are a row's elements.
+
+        One, as a rule. In a stack of matrices (the weights of experts) more, if a row keeps `least_row` elements.
+        """
+        if not self.uses or any(use.kind is not Kind.OTHER for use in self.uses):
+            return 1
+        shape = self.tensor.shape
+        return next((n for n in range(len(shape) - 1, 1, -1) if math.prod(shape[n:]) >= self.least_row), 1)
 
     @property
     def nbytes(self) -> int:
@@ -191,7 +211,20 @@ class Weight:
             raise WeightError(f"weight {self.name!r} is on the meta device and has no values; load the model first")
         if tensor.dtype not in FLOATS:
             return f"is {dtype_name(tensor)}, not a float weight"
-        return "" if tensor.numel() else "is empty"
+        layout = "" if hasattr(tensor, "device_mesh") else self.reason_of_layout()  # of a DTensor each rank's is dense
+        return layout or ("" if tensor.numel() else "is empty")
+
+    def reason_of_layout(self) -> str:
+        """Return the reason why its elements are no dense array (sparse, or quantized by another library), or ''."""
+        tensor, cls = self.tensor, type(self.tensor)
+        if tensor.layout is not torch.strided:
+            return f"is a {str(tensor.layout).removeprefix('torch.')} tensor, not a dense one"
+        wrapped = cls.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not isinstance(tensor, FakeTensor)
+        return f"is a {cls.__name__}, not a plain tensor" if wrapped else ""
+
+    def reason_of_values(self) -> str:
+        """Return the reason why its values are no learned numbers, or ''; only of a file nobody knows that before."""
+        return ""
 
     def reason_frozen(self) -> str:
         """Return the reason why no training changes it, or ''."""
@@ -203,7 +236,7 @@ class Weight:
             if use.kind is None:
                 place = f"{'as' if isinstance(use.place, Holder) else 'node'} {use.place.name}"
                 return use.reason if len(self.uses) == 1 else f"{use.reason} ({place})"
-        if len({use.transposed for use in self.uses}) > 1:
+        if len({use.transposed for use in self.uses if use.kind is not Kind.OTHER}) > 1:
             return "used in both orientations, and a scale belongs to one"
         return ""
 
@@ -325,7 +358,7 @@ class Holder:
         return f"{self.path}.{self.leaf}" if self.path else self.leaf
 
 
-#: Module classes in which codes can stand in for `weight`. A subclass counts if it has not changed `forward`.
+#: Module classes whose forward has an operator that computes with the codes of `weight`.
 MODULES: dict[type[nn.Module], Kind] = {
     nn.Linear: Kind.LINEAR,
     nn.Embedding: Kind.EMBEDDING,
@@ -339,45 +372,32 @@ def is_hugging_face_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-def _kind_or_reason(module: nn.Module) -> Kind | str:
-    """Return what a module computes with its weight, or the reason why codes cannot stand in."""
-    cls = type(module)
+def kind_of_module(module: nn.Module) -> Kind | None:
+    """Return what a module, or the class that it derives from, computes with `weight`; None if there is no operator."""
     if is_hugging_face_conv1d(module):
         return Kind.MATMUL
-    for base, kind in MODULES.items():
-        if isinstance(module, base):
-            if cls.forward is not base.forward:
-                return f"{cls.__name__} has a forward of its own, different from {base.__name__}'s"
-            if getattr(module, "max_norm", None) is not None:
-                return "Embedding(max_norm=…) rescales its weight at each call"
-            return kind
-    return f"held by {cls.__name__}, which has no lowering without a graph (example inputs give one)"
+    return next((kind for base, kind in MODULES.items() if isinstance(module, base)), None)
 
 
-def _parent_reads_weight(parent: nn.Module, child: str) -> str:
-    """Return the reason why a child keeps its float weight: its parent computes with it past the child's forward."""
-    name = type(parent).__name__
-    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-        return f"its parent {name} reads the weight itself, past the module's forward"
-    # T5's feed-forward (and its kin: MT5, UMT5, LongT5, Switch) casts the activations to wo.weight.dtype at each call.
-    if child == "wo" and name.endswith(("DenseActDense", "DenseGatedActDense")):
-        return f"its parent {name} reads wo.weight at each call, which would decode it"
-    return ""
-
-
-def _use_of_module(model: nn.Module, holder: Holder) -> Use:
-    kind = _kind_or_reason(holder.module)
-    if isinstance(kind, str):
-        return Use(holder, None, reason=kind)
-    if holder.leaf != "weight":
-        return Use(holder, None, reason=f"{holder.leaf} of {type(holder.module).__name__} has no lowering")
-    path = holder.path
-    while path:
-        # TransformerEncoderLayer reads its grandchildren (self_attn.out_proj) too.
-        path = path.rpartition(".")[0]
-        reason = _parent_reads_weight(model.get_submodule(path), holder.path.rpartition(".")[2])
-        if reason:
-            return Use(holder, None, reason=reason)
+def _use_of_module(holder: Holder, tensor: Tensor) -> Use:
+    module, name = holder.module, type(holder.module).__name__
+    shape = () if is_lazy(tensor) else tuple(tensor.shape)
+    kind, reason = kind_of_module(module) if holder.leaf == "weight" else None, ""
+    if getattr(module, "max_norm", None) is not None:
+        reason = "Embedding(max_norm=…) rescales its weight at each call"
+    elif isinstance(module, torch.jit.ScriptModule):
+        reason = "held by a TorchScript module, whose code reads it as it is"
+    elif isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not hasattr(module, "right_inverse"):
+        reason = f"held by {name} itself, whose children are its layers"
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        reason = f"the scale of a {name}: stays as it is"
+    elif kind is None and math.prod(shape) == max(shape, default=1):
+        reason = f"a vector in the shape {'×'.join(map(str, shape))}: stays as it is"
+    if reason:
+        return Use(holder, None, reason=reason)
+    own = kind is not Kind.MATMUL and not any(type(module).forward is base.forward for base in MODULES)
+    if kind is None or own:
+        return Use(holder, Kind.OTHER)
     return Use(holder, kind, transposed=kind is Kind.MATMUL)
 
 
@@ -393,6 +413,6 @@ def weights_of_module(model: nn.Module) -> list[Weight]:
             if tensor is not None:
                 groups.setdefault(id(tensor), (tensor, []))[1].append(Holder(path, module, leaf))
     return [
-        Weight(tuple(h.name for h in holders), tensor, tuple(_use_of_module(model, h) for h in holders))
+        Weight(tuple(h.name for h in holders), tensor, tuple(_use_of_module(h, tensor) for h in holders))
         for tensor, holders in groups.values()
     ]

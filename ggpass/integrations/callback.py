@@ -72,11 +72,11 @@ class RateCallback:
         Args:
             model: with the Parameters that the optimizers hold: after sharding, if it is sharded.
             optimizers: those that step, not what wraps them.
-            step: the trainer's step, above 0 where it resumes.
-            last_step: at which the trainer ends; None where that is unknown.
+            step: the trainer's step, above 0 if it resumes.
+            last_step: at which the trainer ends; None if that is unknown.
             saved: from `saved_state()`, in the checkpoint that is resumed from; None if it holds none.
             who: the name under which a checkpoint holds the state.
-            rate_of: gives the Regularizer's state for weights by name, where `saved["rate"]` is not the whole of it.
+            rate_of: gives the Regularizer's state for weights by name, if `saved["rate"]` is not the whole of it.
 
         Raises:
             WeightError, InputError: as `BackSlash.attach` and `Regularizer.load_state_dict`.
@@ -99,7 +99,7 @@ class RateCallback:
         """Take the hooks off the optimizer; the Regularizer and its state stay.
 
         Args:
-            finished: whether the training is over; not where it broke off.
+            finished: whether the training is over; not if it broke off.
         """
         if self.regularizer is not None:
             self.regularizer.detach(finished=finished)

@@ -17,7 +17,7 @@ class BackSlashCallback(RateCallback, pl.Callback):
     """Trainer(callbacks=[BackSlashCallback(target_bits=1.5)]): few bits, beside the module's own optimizers.
 
     1. Each step of an optimizer counts once: an accumulated batch is one, one that AMP skipped is none.
-    2. The number of steps comes from the Trainer, so that schedules may be given in shares; not where a fit has no end
+    2. The number of steps comes from the Trainer, so that schedules may be given in shares; not if a fit has no end
        or a module has several optimizers: give `total_steps` there, in steps of the first one.
     3. `bits_per_weight`, `rate_strength` (λ) and `zeros` are logged at every step, and the progress bar shows them.
     4. The state goes into Lightning's checkpoints, as numbers and one tensor, and `fit(ckpt_path=…)` continues bit
@@ -44,13 +44,9 @@ class BackSlashCallback(RateCallback, pl.Callback):
         total = trainer.estimated_stepping_batches
         # With several optimizers Lightning's count is of all their steps.
         countable = len(trainer.optimizers) == 1 and not math.isinf(total) and total > 0
+        last = int(total) if countable else None
         self.start(
-            pl_module,
-            trainer.optimizers,
-            step=trainer.global_step,
-            last_step=int(total) if countable else None,
-            saved=saved,
-            who=self.state_key,
+            pl_module, trainer.optimizers, step=trainer.global_step, last_step=last, saved=saved, who=self.state_key
         )
 
     def on_train_batch_end(

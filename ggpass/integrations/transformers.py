@@ -72,16 +72,10 @@ class BackSlashCallback(RateCallback, TrainerCallback, ExportableState):
             raise InputError(f"there are {len(entry)} callbacks of the class {name}; give the Trainer one")
         # Before the first step the entry is of this object itself: of an earlier training, if it had one.
         saved = entry.get("attributes", {}).get("saved") if state.global_step else None
-        self.start(
-            kwargs["model"],
-            [_stepping(kwargs["optimizer"])],
-            step=state.global_step,
-            last_step=state.max_steps,
-            saved=saved,
-            who=name,
-            rate_of=functools.partial(_rate_of, saved, args, state),
-        )
-        # The Trainer adds to this entry when it saves, and fails where there is none.
+        optimizers, rate_of = [_stepping(kwargs["optimizer"])], functools.partial(_rate_of, saved, args, state)
+        steps = {"step": state.global_step, "last_step": state.max_steps}
+        self.start(kwargs["model"], optimizers, **steps, saved=saved, who=name, rate_of=rate_of)
+        # The Trainer adds to this entry when it saves, and fails if there is none.
         states.setdefault(name, {})
 
     def on_log(

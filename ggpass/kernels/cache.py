@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -98,8 +99,10 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what killed builds of this file left, and what those of any file left a day ago; its lock is held."""
     yesterday = time.time() - 86400
     for folder in path.parent.glob(".build-*"):
-        if folder.name.startswith(_build_prefix(path)) or folder.stat().st_mtime < yesterday:
-            shutil.rmtree(folder, ignore_errors=True)
+        # Builds of other files go on meanwhile, and remove theirs.
+        with suppress(FileNotFoundError):
+            if folder.name.startswith(_build_prefix(path)) or folder.stat().st_mtime < yesterday:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(build: Callable[[Path], None], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Lowering, decide: which weights become codes, and into what. Graphs, modules and files all ask here."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,15 +21,10 @@ Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 QUANTIZED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def rows_of(shape: Iterable[int], transposed: bool) -> tuple[int, int]:
-    """Return (N, K) of a weight's codes: N output channels, of K elements each."""
-    first, *others = shape
-    if transposed:
-        return others[0], first
-    columns = 1
-    for length in others:
-        columns *= length
-    return first, columns
+def rows_of(shape: Sequence[int], transposed: bool, leading: int = 1) -> tuple[int, int]:
+    """Return (N, K) of a weight's codes: N output channels, of K elements each; `leading` dimensions count channels."""
+    rows, columns = math.prod(shape[:leading]), math.prod(shape[leading:])
+    return (columns, rows) if transposed else (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Lowering:
 
     def bytes_of_codes(self, weight: Weight) -> int:
         """Return the bytes of a weight's codes and scales."""
-        rows, columns = rows_of(weight.tensor.shape, weight.transposed)
+        rows, columns = rows_of(weight.tensor.shape, weight.transposed, weight.leading)
         return rows * columns + 4 * (rows if self.scheme.granularity == "channel" else 1)
 
     def change(self, weight: Weight) -> Change:
@@ -89,7 +85,7 @@ def reason_to_keep(weight: Weight, lowering: Lowering) -> str:
     if not reason and (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in QUANTIZED:
         name = dtype_name(tensor)
         reason = f"is {name}; the kernels compute in float32 (convert the model with .float() to lower it)"
-    reason = reason or weight.reason_of_uses()
+    reason = reason or weight.reason_of_uses() or weight.reason_of_layout()
     if reason:
         return reason
     if not tensor.is_floating_point():
@@ -100,7 +96,7 @@ def reason_to_keep(weight: Weight, lowering: Lowering) -> str:
     reason = weight.reason_of_kind()
     if not reason and lowering.bytes_of_codes(weight) >= weight.nbytes:
         reason = "codes and scales would be no smaller"
-    return reason
+    return reason or weight.reason_of_values()
 
 
 def decide(weights: Iterable[Weight], lowering: Lowering, report: Report) -> list[Weight]:

@@ -12,9 +12,9 @@ from ggpass.graph.weights import Weight
 from ggpass.lowering.decide import Lowering, rows_of
 
 
-def as_matrix(weight: Tensor, transposed: bool) -> Tensor:
+def as_matrix(weight: Tensor, transposed: bool, leading: int = 1) -> Tensor:
     """Return the (N, K) view of a weight whose row n is output channel n; a convolution's other dimensions are K."""
-    return weight.t() if transposed else weight.flatten(1)
+    return weight.t() if transposed else weight.flatten(leading).flatten(0, -2)
 
 
 def _refused(name: str, reason: object) -> WeightError:
@@ -26,7 +26,8 @@ def check_values(weights: Iterable[Weight], lowering: Lowering) -> None:
     if lowering.free:
         for weight in weights:
             try:
-                choose_scales(as_matrix(weight.tensor.detach(), weight.transposed), lowering.format, lowering.scheme)
+                matrix = as_matrix(weight.tensor.detach(), weight.transposed, weight.leading)
+                choose_scales(matrix, lowering.format, lowering.scheme)
             except FormatError as error:
                 raise _refused(weight.name, error) from error
 
@@ -39,16 +40,18 @@ class Encode:
         lowering: the format, its scheme, and the memory of the codes.
         name: of the weight, for errors.
         transposed: whether the weight's output channels are its second dimension.
+        leading: how many dimensions count its output channels.
     """
 
     lowering: Lowering
     name: str
     transposed: bool
+    leading: int = 1
 
     @property
     def key(self) -> tuple[object, ...]:
         """Return what decides the result beside the weight itself."""
-        return "encode", self.lowering.format.name, self.lowering.scheme, self.transposed
+        return "encode", self.lowering.format.name, self.lowering.scheme, self.transposed, self.leading
 
     def __call__(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a weight.
@@ -59,7 +62,7 @@ class Encode:
         lowering = self.lowering
         # Codes outlive the call: under inference_mode they would be tensors that autograd refuses later.
         with torch.inference_mode(False), torch.no_grad():
-            matrix = as_matrix(weight.detach(), self.transposed)
+            matrix = as_matrix(weight.detach(), self.transposed, self.leading)
             out = lowering.allocate(tuple(matrix.shape), torch.uint8) if lowering.allocate else None
             try:
                 quantized = quantize(matrix, lowering.format, lowering.scheme, out)
@@ -69,7 +72,7 @@ class Encode:
 
     def empty(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return tensors of the result's shapes and dtypes, on the weight's device."""
-        rows, columns = rows_of(weight.shape, self.transposed)
+        rows, columns = rows_of(weight.shape, self.transposed, self.leading)
         scales = rows if self.lowering.scheme.granularity == "channel" else 1
         return weight.new_empty(rows, columns, dtype=torch.uint8), weight.new_empty(scales, dtype=torch.float32)
 
@@ -80,7 +83,7 @@ def encode(weight: Weight, lowering: Lowering) -> Quantized:
     Raises:
         WeightError: NaN or infinity in the weight; the message holds its name.
     """
-    return Quantized(*Encode(lowering, weight.name, weight.transposed)(weight.tensor))
+    return Quantized(*Encode(lowering, weight.name, weight.transposed, weight.leading)(weight.tensor))
 
 
 def release(weight: Weight, lowering: Lowering) -> None:

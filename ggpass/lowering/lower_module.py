@@ -2,7 +2,9 @@
 
 import copy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
@@ -16,8 +18,8 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
     """model' = model with w → codebook[codes] · scale in every module that has a lowering; nothing is traced.
 
     1. A tensor is lowered in all the modules that hold it or in none; tied modules share one set of codes.
-    2. Linear, Embedding, Conv1d, Conv2d, Hugging Face's Conv1D; a subclass if it keeps the forward.
-    3. A child stays, with the reason, if its parent reads its weight past its forward.
+    2. Linear, Embedding, Conv1d, Conv2d, Hugging Face's Conv1D compute with the codes, if they keep the forward.
+    3. Any other module (attention, LSTM, experts) keeps its forward, and its matrices are decoded as it reads them.
     4. Every Parameter that stays is reported with its reason.
 
     Args:
@@ -45,13 +47,22 @@ def lower_module(model: nn.Module, lowering: Lowering, inplace: bool = False) ->
     chosen = decide(weights, lowering, report)
     check_values(chosen, lowering)
     # The weights to lower are not copied: the copy only holds them until their codes are there.
-    result = model if inplace else copy.deepcopy(model, {id(weight.tensor): weight.tensor for weight in chosen})
+    kept = {id(weight.tensor): weight.tensor for weight in chosen}
+    result = model if inplace else copy.deepcopy(model, {**_computed_tensors(model), **kept})
     for weight in chosen:
         report.changes.append(lowering.change(weight))
         replace(result, weight, encode(weight, lowering), lowering)
         release(weight, lowering)
     refuse_save_pretrained(result)
     return result, report
+
+
+def _computed_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Return copies of the tensors that torch refuses to copy: sparse ones, and results that a forward left in it."""
+    found = [value for module in model.modules() for value in pytree.tree_leaves(module.__dict__)]
+    tensors = [t for t in found if isinstance(t, Tensor) and (not t.is_leaf or t.layout is not torch.strided)]
+    copies = {id(t): t.detach().clone() for t in tensors}
+    return {id(t): nn.Parameter(copies[id(t)]) if isinstance(t, nn.Parameter) else copies[id(t)] for t in tensors}
 
 
 def _refuse_to_save(*args: object, **kwargs: object) -> None:

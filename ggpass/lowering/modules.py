@@ -2,7 +2,7 @@
 
 A lowered module is the float module itself, of a class made from its own (`isinstance` holds): hooks, attributes and
 references to it stay, and its `.weight` decodes on access. The codes live in a child, `lowered`, which tied modules
-share as they shared the Parameter.
+share as they shared the Parameter. So it is with any other matrix: `in_proj_weight` lives in `lowered_in_proj_weight`.
 """
 
 import weakref
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ggpass.errors import FormatError
 from ggpass.formats.base import Format
 from ggpass.formats.scheme import Quantized
-from ggpass.graph.weights import Kind, Weight
+from ggpass.graph.weights import MODULES, Kind, Weight, kind_of_module
 from ggpass.lowering.decide import Lowering
 from ggpass.lowering.operators import DISPATCHED, Operators
-from ggpass.lowering.weight_view import WeightView, refuse_write
+from ggpass.lowering.weight_view import Coded, WeightView, refuse_write
 
 
-class LoweredWeight(nn.Module):
+class LoweredWeight(Coded, nn.Module):
     """w = codebook[codes] · scale, reshaped to the weight it stands for.
 
     Attributes:
@@ -34,9 +34,6 @@ class LoweredWeight(nn.Module):
     """
 
     title: str = ""  # of modules that were pickled before it existed
-    codes: Tensor
-    scale: Tensor
-    codebook: Tensor
 
     def __init__(
         self,
@@ -61,29 +58,16 @@ class LoweredWeight(nn.Module):
         # In the state_dict, so that codes of one format are never read as another's.
         self.register_buffer("format_name", torch.tensor(list(fmt.name.encode()), dtype=torch.uint8))
 
-    def decode(self) -> Tensor:
-        """The float weight, formed anew: `shape`, `dtype`."""
-        flat = self.operators.dequantize(self.codes, self.scale, self.codebook, self.dtype)
-        return flat.t().reshape(self.shape) if self.transposed else flat.view(self.shape)
-
     def view(self) -> WeightView:
         """Return the weight as one that decodes when it is computed with; the same object while it is held."""
         view = self.__dict__.get("_view", lambda: None)()
         if view is None or view.dtype is not self.dtype or view.device != self.codes.device:
-            view = WeightView.of(self, tuple(self.shape), self.dtype, self.codes.device)
+            view = super().view()
             self.__dict__["_view"] = weakref.ref(view)
         return view
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_view"}
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x · Wᵀ + bias, W being the (N, K) matrix of the codes."""
-        return self.operators.linear(x, self.codes, self.scale, self.codebook, bias)
-
-    def embedding(self, ids: Tensor) -> Tensor:
-        """Row `ids` of the weight."""
-        return self.operators.embedding(ids, self.codes, self.scale, self.codebook, self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.format.name}, {tuple(self.shape)}, stands for {str(self.dtype).removeprefix('torch.')}"
@@ -123,32 +107,34 @@ class LoweredWeight(nn.Module):
         self._restore_codebook()
 
 
-class Lowered:
-    """The mixin of every lowered module class."""
+def child_of(leaf: str) -> str:
+    """Return the name of the child that holds the codes of an attribute: `lowered` of `weight`."""
+    return "lowered" if leaf == "weight" else f"lowered_{leaf}"
 
-    lowered: LoweredWeight
-    _made_of: tuple[type["Lowered"], type[nn.Module]]
+
+class Lowered:
+    """The mixin of every lowered module class; by itself it leaves the forward as it is, which reads views."""
+
+    _made_of: tuple[type["Lowered"], type[nn.Module], tuple[str, ...]]
+
+    def lowered_weights(self) -> dict[str, LoweredWeight]:
+        """Return the codes of each attribute that is lowered."""
+        return {leaf: getattr(self, child_of(leaf)) for leaf in self._made_of[2]}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _new_lowered, self._made_of, self.__dict__
-
-    @property
-    def weight(self) -> Tensor:
-        """Return the float weight as a WeightView: decoded when it is computed with; a write into it raises."""
-        return self.lowered.decode() if torch.compiler.is_compiling() else self.lowered.view()
+        return _new_lowered, self._made_of, self.__getstate__()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
+        if name in self._made_of[2]:
             if not isinstance(value, WeightView):
-                refuse_write(self.lowered.title, "weight= would replace")
-            self.lowered = value.held  # type: ignore[assignment]
-            return
+                refuse_write(getattr(self, child_of(name)).title, f"{name}= would replace")
+            name, value = child_of(name), value.held
         super().__setattr__(name, value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Refuse to train the weight; other Parameters of the module (a bias) train by their own `requires_grad`."""
         if requires_grad:
-            refuse_write(self.lowered.title, "requires_grad_() would train")
+            refuse_write(next(iter(self.lowered_weights().values())).title, "requires_grad_() would train")
         return super().requires_grad_(requires_grad)  # type: ignore[misc]
 
 
@@ -160,6 +146,7 @@ def first_lowered(model: nn.Module) -> str | None:
 class LoweredLinear(Lowered):
     """y = x · Wᵀ + b."""
 
+    lowered: LoweredWeight
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -169,6 +156,8 @@ class LoweredLinear(Lowered):
 class LoweredEmbedding(Lowered):
     """y = W[ids]."""
 
+    lowered: LoweredWeight
+
     def forward(self, input: Tensor) -> Tensor:
         return self.lowered.embedding(input)
 
@@ -176,6 +165,7 @@ class LoweredEmbedding(Lowered):
 class LoweredConv(Lowered):
     """y = x ∗ W + b, by the float module's own convolution on the decoded weight."""
 
+    lowered: LoweredWeight
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -183,8 +173,26 @@ class LoweredConv(Lowered):
         return convolve(input, self.lowered.decode(), self.bias)
 
 
-#: The mixin for each kind of use.
-MIXINS: dict[Kind, type[Lowered]] = {
+class LoweredRecurrent(Lowered):
+    """LSTM, GRU, RNN: torch's own recurrence, on a list of weights that is made anew when it is read."""
+
+    _flat_weights_names: list[str]
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: object) -> None: ...
+
+    def _update_flat_weights(self) -> None: ...
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the weights are decoded at each call, and lie nowhere."""
+
+
+#: The mixin for a module that computes as this kind.
+MIXINS: dict[Kind | None, type[Lowered]] = {
     Kind.LINEAR: LoweredLinear,
     Kind.MATMUL: LoweredLinear,
     Kind.EMBEDDING: LoweredEmbedding,
@@ -192,21 +200,51 @@ MIXINS: dict[Kind, type[Lowered]] = {
 }
 
 
-_classes: dict[tuple[type, type], type[nn.Module]] = {}
+_classes: dict[tuple[type, type, tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _lowered_class(mixin: type[Lowered], base: type[nn.Module]) -> type[nn.Module]:
-    """One class for each pair, so that equal modules stay of equal class."""
-    if (mixin, base) not in _classes:
-        members = {"__module__": __name__, "__doc__": mixin.__doc__, "_made_of": (mixin, base)}
-        _classes[mixin, base] = type(f"Lowered{base.__name__}", (mixin, base), members)
-    return _classes[mixin, base]
+def _lowered_class(mixin: type[Lowered], base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
+    """Return the one class of a triple, so that equal modules stay of equal class.
+
+    A forward of the module's own that ends in `super().forward` ends in the mixin's.
+    """
+    key = mixin, base, leaves
+    if key not in _classes:
+        root = next((r for r, kind in MODULES.items() if MIXINS[kind] is mixin and issubclass(base, r)), base)
+        own = base.forward is not root.forward
+        bases = (base, _lowered_class(mixin, root, leaves)) if own else (mixin, base)
+        members = {"__module__": __name__, "__doc__": mixin.__doc__, "_made_of": key}
+        _classes[key] = type(f"Lowered{base.__name__}", bases, {**members, **{leaf: _reader(leaf) for leaf in leaves}})
+    return _classes[key]
 
 
-def _new_lowered(mixin: type[Lowered], base: type[nn.Module]) -> nn.Module:
-    """An empty module of a lowered class, for copies and pickles: they cannot find a class made at run time."""
-    cls = _lowered_class(mixin, base)
+def _reader(leaf: str) -> property:
+    """Return the attribute as a WeightView: decoded when it is computed with; a write into it raises."""
+    child = child_of(leaf)
+
+    def read(module: nn.Module) -> Tensor:
+        held = getattr(module, child)
+        return held.decode() if torch.compiler.is_compiling() else held.view()
+
+    return property(read)
+
+
+def _new_lowered(mixin: type[Lowered], base: type[nn.Module], leaves: tuple[str, ...] = ("weight",)) -> nn.Module:
+    """Return an empty module of a lowered class, for copies and pickles: they cannot find a class made at run time."""
+    cls = _lowered_class(mixin, base, leaves)
     return cls.__new__(cls)
+
+
+def _lower_leaf(module: nn.Module, leaf: str, held: LoweredWeight) -> None:
+    """Let an attribute of a module be read from codes."""
+    _, base, leaves = module._made_of if isinstance(module, Lowered) else (None, type(module), ())
+    leaves = (*leaves, leaf)
+    del module._parameters[leaf]
+    module.__dict__.pop("_flat_weights", None)
+    mixin = MIXINS.get(kind_of_module(module) if "weight" in leaves else None, Lowered)
+    mixin = LoweredRecurrent if isinstance(module, nn.RNNBase) else mixin
+    module.__class__ = _lowered_class(mixin, base, leaves)
+    setattr(module, child_of(leaf), held)
 
 
 def replace(model: nn.Module, weight: Weight, quantized: Quantized, lowering: Lowering) -> None:
@@ -224,10 +262,8 @@ def replace(model: nn.Module, weight: Weight, quantized: Quantized, lowering: Lo
     held = LoweredWeight(quantized, lowering.format, shape, dtype, weight.transposed, lowering.operators, weight.title)
     for use in weight.uses:
         module = model.get_submodule(use.place.path)
-        if not isinstance(module, Lowered):  # else one module under several names, lowered under the first
-            del module._parameters["weight"]
-            module.__class__ = _lowered_class(MIXINS[use.kind], type(module))  # type: ignore[index]
-            module.lowered = held
+        if use.place.leaf in module._parameters:  # else one module under several names, lowered under the first
+            _lower_leaf(module, use.place.leaf, held)
 
 
 def dequantize(model: nn.Module) -> nn.Module:
@@ -245,13 +281,15 @@ def dequantize(model: nn.Module) -> nn.Module:
     parameters: dict[LoweredWeight, nn.Parameter] = {}
     for module in list(model.modules()):
         if isinstance(module, Lowered):
-            held = module.lowered
-            if held not in parameters:
-                parameters[held] = nn.Parameter(held.decode().contiguous())
-            del module._modules["lowered"]
-            float_class: type[nn.Module] = module._made_of[1]
-            module.__class__ = float_class  # type: ignore[assignment]
-            module.register_parameter("weight", parameters[held])
+            lowered, base = module.lowered_weights(), module._made_of[1]
+            module.__class__ = base  # type: ignore[assignment]
+            for leaf, held in lowered.items():
+                if held not in parameters:
+                    parameters[held] = nn.Parameter(held.decode().contiguous())
+                del module._modules[child_of(leaf)]
+                module.register_parameter(leaf, parameters[held])
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
         for name in ("save_pretrained", "ggpass_report", "ggpass_sizes"):
             module.__dict__.pop(name, None)
     return model

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("ggpass", "DEF")
 LIBRARY.define("linear(Tensor x, Tensor codes, Tensor scale, Tensor codebook, Tensor? bias) -> Tensor")
@@ -133,7 +135,19 @@ def _linear_backward(
     return grad_x, None, None, None, grad_bias
 
 
-torch.library.register_autograd("ggpass::linear", _linear_backward, setup_context=_keep_for_backward, lib=LIBRARY)
+_reverse = make_autograd_impl(torch.ops.ggpass.linear.default, Info(_linear_backward, _keep_for_backward))
+
+
+def _linear_autograd(keyset: Any, x: Tensor, *coded: Any) -> Tensor:
+    """Take derivatives by `_linear_backward`; in forward mode and torch.func by torch's own, of the decoded weight."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return _reverse(keyset, x, *coded)
+    codes, scale, codebook, bias = coded
+    weight = torch.ops.ggpass.dequantize(codes, scale, codebook, torch.float32)
+    return torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+
+
+LIBRARY.impl("linear", _linear_autograd, "Autograd", with_keyset=True)
 
 for _name, _reference in (
     ("linear", reference_linear),

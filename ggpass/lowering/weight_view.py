@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import WeightError
+from ggpass.lowering.operators import Operators
 
 #: Getters and methods that ask about a tensor and not for its values.
 QUESTIONS = {
@@ -34,31 +36,78 @@ VIEWS = {
     *("narrow", "select", "expand", "__getitem__"),
 }
 
+#: Views that swap the two dimensions of a matrix.
+TRANSPOSES = {"T", "mT", "t", "transpose"}
 
-class Held(Protocol):
-    """Codes that stand for a weight."""
+
+class Coded:
+    """w = codebook[codes] · scale: the attributes of a LoweredWeight, and the operators on them."""
+
+    title: str
+    codes: Tensor
+    scale: Tensor
+    codebook: Tensor
+    operators: Operators
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    transposed: bool
 
     @property
-    def title(self) -> str:
-        """Return the weight's names in its model."""
-        ...
-
-    @property
-    def codes(self) -> Tensor:
-        """Return its codes."""
-        ...
+    def matrix(self) -> "tuple[Coded, bool] | None":
+        """Return the codes, and whether the weight is their matrix transposed; None if it is no matrix."""
+        return (self, self.transposed) if len(self.shape) == 2 else None
 
     def decode(self) -> Tensor:
-        """Return the float weight."""
-        ...
+        """Return the float weight, formed anew: `shape`, `dtype`."""
+        flat = self.operators.dequantize(self.codes, self.scale, self.codebook, self.dtype)
+        return flat.t().reshape(self.shape) if self.transposed else flat.view(self.shape)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x · Wᵀ + bias, W being the (N, K) matrix of the codes."""
+        return self.operators.linear(x, self.codes, self.scale, self.codebook, bias)
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        """Return row `ids` of the weight."""
+        return self.operators.embedding(ids, self.codes, self.scale, self.codebook, self.dtype)
+
+    def member(self, index: int | Tensor) -> "Member":
+        """Return one matrix of a stack of them, as codes."""
+        codes, scale = self.codes.view(self.shape)[index], self.scale
+        if scale.numel() > 1:
+            scale = scale.view(self.shape[0], -1)[index]
+        return Member(self.title, codes, scale, self.codebook, self.operators, self.shape[1:], self.dtype)
+
+    def view(self) -> "WeightView":
+        """Return the weight as one that decodes when it is computed with."""
+        return WeightView.of(self, tuple(self.shape), self.dtype, self.codes.device)
+
+
+@dataclass(frozen=True)
+class Member(Coded):
+    """One matrix of a stack, as the weights of one expert."""
+
+    title: str
+    codes: Tensor
+    scale: Tensor
+    codebook: Tensor
+    operators: Operators
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """A view of a held weight."""
+    """A view of a weight.
 
-    whole: Held
+    Attributes:
+        whole, take: the weight, and what makes the view of it.
+        matrix: as that of Coded.
+    """
+
+    whole: "Coded | Part"
     take: Callable[[Tensor], Tensor]
+    matrix: tuple[Coded, bool] | None
 
     @property
     def title(self) -> str:
@@ -92,11 +141,11 @@ class WeightView(Tensor):
     3. An operation that would write into it raises WeightError: the decoded weight is a copy.
     """
 
-    held: Held
+    held: Coded | Part
     place: Tensor
 
     @staticmethod
-    def of(held: Held, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "WeightView":
+    def of(held: Coded | Part, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "WeightView":
         """Return the view of codes that stand for a weight of this shape, dtype and device."""
         # To torch's core it is on the meta device: code that takes its memory past Python fails, and cannot crash.
         view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=torch.device("meta"))
@@ -127,13 +176,14 @@ class WeightView(Tensor):
         for tensor in written if isinstance(written, list | tuple) else [written]:
             if isinstance(tensor, WeightView):
                 refuse_write(tensor.held.title, f"{name}{'=' if kind == '__set__' else '()'} would write into")
-        if name in VIEWS and isinstance(args[0], WeightView) and not _has_tensors(args[1:]):
-            held, (take, rest) = args[0].held, (func, args[1:])
-            with torch._C.DisableTorchFunctionSubclass():
-                like = take(torch.empty(args[0].shape, dtype=args[0].dtype, device="meta"), *rest, **kwargs)
-            return cls.of(
-                Part(held, lambda whole: take(whole, *rest, **kwargs)), tuple(like.shape), like.dtype, args[0].device
-            )
+        if isinstance(args[0], WeightView) and name in VIEWS:
+            view = _view_of(args[0], func, name, args[1:], kwargs)
+            if view is not None:
+                return view
+        if len(args) > 1 and isinstance(args[1], WeightView) and not isinstance(args[0], WeightView):
+            result = _computed(func, name, args, kwargs)
+            if result is not None:
+                return result
         plain = pytree.tree_map(lambda x: x.held.decode() if isinstance(x, WeightView) else x, (args, kwargs))
         return func(*plain[0], **plain[1])
 
@@ -158,9 +208,46 @@ def _name_of(func: Callable[..., Any]) -> tuple[str, str]:
     return name, ""
 
 
-def _has_tensors(values: Any) -> bool:
-    """Return True if there is a tensor among values: indexing by one copies."""
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(values))
+def _view_of(view: WeightView, func: Callable[..., Any], name: str, rest: Any, kwargs: Any) -> WeightView | None:
+    """Return the view of a view, or None if a tensor among the indices makes it a copy."""
+    held = view.held
+    if name == "__getitem__" and isinstance(held, Coded) and view.dim() == 3 and _is_integer(rest[0]):
+        return held.member(rest[0]).view()
+    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(rest)):
+        return None
+    with torch._C.DisableTorchFunctionSubclass():
+        like = func(torch.empty(view.shape, dtype=view.dtype, device="meta"), *rest, **kwargs)
+    matrix = None
+    if (
+        held.matrix
+        and name in TRANSPOSES
+        and view.dim() == 2
+        and not kwargs
+        and {d % 2 for d in rest} in (set(), {0, 1})
+    ):
+        matrix = held.matrix[0], not held.matrix[1]
+    part = Part(held, lambda whole: func(whole, *rest, **kwargs), matrix)
+    return WeightView.of(part, tuple(like.shape), like.dtype, view.device)
+
+
+def _is_integer(index: Any) -> bool:
+    """Return True for an integer or a tensor of one, which selects and does not copy."""
+    if isinstance(index, Tensor):
+        return index.dim() == 0 and index.dtype in (torch.int64, torch.int32)
+    return isinstance(index, int) and not isinstance(index, bool)
+
+
+def _computed(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return what an operator that works on codes gives, or None if there is none for this call."""
+    matrix = args[1].held.matrix
+    if matrix is None:
+        return None
+    coded, transposed = matrix
+    if func is functional.embedding and not transposed and kwargs.get("max_norm") is None and len(args) < 4:
+        return coded.embedding(args[0])
+    if (name == "linear" and not transposed) or (name in ("matmul", "__matmul__", "mm") and transposed):
+        return coded.linear(args[0], args[2] if len(args) > 2 else kwargs.get("bias"))
+    return None
 
 
 def _freezes(name: str, args: tuple[Any, ...]) -> bool:

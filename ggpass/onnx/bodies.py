@@ -17,6 +17,7 @@ from typing import Literal
 
 import onnx
 import onnx.parser
+import onnx_ir as ir
 from torch import Tensor
 
 from ggpass.errors import InputError
@@ -250,3 +251,30 @@ def functions(operators: Iterable[str], opset: int, fallback: Fallback) -> list[
     for name in sorted(operators):
         add(name)
     return list(found.values())
+
+
+def attach_functions(model: ir.Model, fallback: Fallback | None) -> None:
+    """Give the model the bodies of the `ai.ggpass` operators in it, or none, and every one its version.
+
+    The version stands in an attribute because ONNX Runtime shows a library no domain's version: so an older library
+    can say what it lacks, in any language.
+
+    Raises:
+        InputError: an opset that the bodies cannot be written in.
+    """
+    for identifier in [key for key, function in model.functions.items() if function.domain == DOMAIN]:
+        del model.functions[identifier]
+    nodes = [node for graph in model.graphs() for node in graph if node.domain == DOMAIN]
+    if not nodes:
+        return
+    for node in nodes:
+        node.attributes.add(ir.AttrInt64("op_version", VERSION))
+    used = {node.op_type for node in nodes}
+    model.opset_imports[DOMAIN] = VERSION
+    if fallback is None:
+        return
+    # Functions exist since IR version 8.
+    model.ir_version = max(model.ir_version, 8)
+    for proto in functions(used, model.opset_imports[""], fallback):
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function

@@ -6,9 +6,9 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ggpass.errors import FormatError
-from ggpass.onnx.lazy_codes import torch_tensor
 from ggpass.onnx.normalize import normalize
 from ggpass.onnx.reader import load
+from ggpass.onnx.tensors import torch_tensor
 from ggpass.onnx.weights import Weight, find_weights
 from ggpass.packed.checkpoint import Checkpoint, TensorInfo
 
@@ -31,9 +31,9 @@ class OnnxCheckpoint(Checkpoint):
         self.path = Path(path)
         model = load(path)
         normalize(model)  # weights inside functions are weights too
-        self._weights = {weight.name: weight for weight in find_weights(model)}
+        self._weights = {weight.names[0]: weight for weight in find_weights(model)}
         self.tensors = tuple(
-            TensorInfo(name, _shape(weight), _DTYPES[weight.tensor.dtype], self.path)
+            TensorInfo(name, _shape(weight), _DTYPES[weight.data.dtype], self.path)
             for name, weight in self._weights.items()
         )
 
@@ -41,13 +41,10 @@ class OnnxCheckpoint(Checkpoint):
         if name not in self._weights:
             raise FormatError(f"{self.path} holds no tensor {name!r}; `ggpass inspect` lists them")
         weight = self._weights[name]
-        tensor = torch_tensor(weight.tensor)
-        return tensor.t() if _transposed(weight) else tensor
-
-
-def _transposed(weight: Weight) -> bool:
-    return len(weight.shape) == 2 and bool(weight.uses) and all(use.transposed for use in weight.uses)
+        tensor = torch_tensor(weight.data)
+        return tensor.t() if weight.transposed else tensor
 
 
 def _shape(weight: Weight) -> tuple[int, ...]:
-    return tuple(reversed(weight.shape)) if _transposed(weight) else weight.shape
+    shape = tuple(weight.tensor.shape)
+    return shape[::-1] if weight.transposed else shape

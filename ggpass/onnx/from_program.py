@@ -16,6 +16,7 @@ from ggpass.errors import TargetError, TraceError
 from ggpass.graph.program import Program
 from ggpass.onnx import schema
 from ggpass.onnx.names import DOMAIN, VERSION, operator_name, takes_codebook
+from ggpass.onnx.normalize import drop_metadata
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def from_program(program: Program, leaves: list[Any], format_name: str, opset: i
             "opset=, or leave the weights at that place float with skip="
         ) from error
     assert result is not None  # dynamo=True returns a program
-    forget_source(result.model)
+    drop_metadata(result.model)  # kilobytes of file paths of the exporting machine
+    result.model.metadata_props.clear()
     return Exported(result.model, exported.module(check_guards=False), inputs)
 
 
@@ -116,19 +118,6 @@ def _names(spec: pytree.TreeSpec, prefix: str) -> Iterator[str]:
         keys = range(len(spec.children()))
     for key, child in zip(keys, spec.children()):
         yield from _names(child, f"{prefix}_{key}" if prefix else str(key))
-
-
-def forget_source(model: ir.Model) -> None:
-    """Drop the stack traces that torch.onnx leaves at each node: kilobytes of file paths of the exporting machine."""
-    for graph in model.graphs():
-        graph.metadata_props.clear()
-        for node in graph:
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*graph.inputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-    model.metadata_props.clear()
 
 
 def _dynamic(node: fx.Node) -> dict[int, Any]:

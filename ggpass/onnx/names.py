@@ -12,9 +12,6 @@ DOMAIN = "ai.ggpass"
 #: Of the whole domain; an operator whose meaning changes gets a new one.
 VERSION = 1
 
-#: The domain of ONNX's own operators, which has two spellings.
-STANDARD = ("", "ai.onnx")
-
 
 def takes_codebook(format_name: str) -> bool:
     """Return True if a format's operators take its codebook as an operand; RF8's mean it."""

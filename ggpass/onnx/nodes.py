@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ggpass.errors import FormatError
 from ggpass.onnx.bodies import CAST_LIKE_OPSET
-from ggpass.onnx.names import DOMAIN, STANDARD, Names
+from ggpass.onnx.names import DOMAIN, Names
 
 
 def complete(model: ir.Model, names: Names) -> int:
@@ -85,7 +85,7 @@ def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
 def _fuse_convolutions(graph: ir.Graph) -> int:
     fused = 0
     for conv in list(graph):
-        if conv.op_type != "Conv" or conv.domain not in STANDARD:
+        if conv.op_type != "Conv" or conv.domain != "":
             continue
         reshape = conv.inputs[1].producer() if conv.inputs[1] is not None else None
         if reshape is None or reshape.op_type != "Reshape" or len(list(reshape.outputs[0].uses())) != 1:

@@ -6,12 +6,12 @@ What comes behind meets a weight in one place only, whichever exporter wrote the
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftSubgraphInitializersToMainGraphPass
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from ggpass.errors import FormatError
 from ggpass.onnx.boundary import explained
-from ggpass.onnx.names import DOMAIN, STANDARD
-from ggpass.onnx.tensors import constant, graphs_of, shape_of
+from ggpass.onnx.names import DOMAIN
+from ggpass.onnx.tensors import constant, graphs_of, refer
 from ggpass.onnx.wire import SMALL
 
 #: The opset that a model gets that imports none, and has no node that would need one.
@@ -27,11 +27,9 @@ def normalize(model: ir.Model) -> None:
     for domains in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
         if "ai.onnx" in domains:
             domains.setdefault("", domains.pop("ai.onnx"))
-    for graph in graphs_of(model):
-        for node in graph:
-            if node.domain == "ai.onnx":
-                node.domain = ""
-    _drop_initializer_inputs(model)
+    if model.ir_version < 4:  # then every initializer was listed as an input; later a caller may override such a one
+        RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 4
     if any(function.domain != DOMAIN for function in model.functions.values()):
         with explained("the model's functions cannot be inlined", "inline them with onnx.inliner, and try again"):
             InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
@@ -40,32 +38,30 @@ def normalize(model: ir.Model) -> None:
         _lift_constants(graph)
 
 
-def drop_traces(model: ir.Model) -> str:
-    """Drop the stack traces that torch leaves at each node, a fifth of some files; return a note, or ''."""
+def drop_metadata(model: ir.Model, prefix: str = "") -> int:
+    """Drop the metadata of graphs, nodes and values whose key has this prefix; return their bytes."""
     dropped = 0
     for graph in graphs_of(model):
         nodes = list(graph)
-        values = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
-        for props in [graph.metadata_props, *(n.metadata_props for n in nodes), *(v.metadata_props for v in values)]:
-            for key in [key for key in props if key.startswith("pkg.torch.onnx.")]:
+        values = [*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
+        holders: list[ir.Graph | ir.Node | ir.Value] = [graph, *nodes, *values]
+        for props in [holder.metadata_props for holder in holders]:
+            for key in [key for key in props if key.startswith(prefix)]:
                 dropped += len(key) + len(props.pop(key))
+    return dropped
+
+
+def drop_traces(model: ir.Model) -> str:
+    """Drop the stack traces that torch leaves at each node, a fifth of some files; return a note, or ''."""
+    dropped = drop_metadata(model, "pkg.torch.onnx.")
     return f"dropped {dropped} bytes of stack traces and paths of the exporting machine" if dropped > SMALL else ""
-
-
-def _drop_initializer_inputs(model: ir.Model) -> None:
-    """Before IR version 4 every initializer was listed as an input; later that means that a caller may override it."""
-    if model.ir_version < 4:
-        kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-        model.graph.inputs.clear()
-        model.graph.inputs.extend(kept)
-        model.ir_version = 4
 
 
 def _lift_constants(graph: ir.Graph) -> None:
     """Make initializers of large Constant nodes; copies that inlining made of one share it."""
     lifted: dict[int, ir.Value] = {}
     for node in list(graph):
-        if node.op_type != "Constant" or node.domain not in STANDARD or "value" not in node.attributes:
+        if node.op_type != "Constant" or node.domain != "" or "value" not in node.attributes:
             continue
         output, tensor = node.outputs[0], node.attributes["value"].as_tensor()
         if tensor.nbytes <= SMALL or output.is_graph_output():
@@ -80,7 +76,7 @@ def _lift_constants(graph: ir.Graph) -> None:
 def with_opset(model: ir.Model, least: int, name: str) -> tuple[ir.Model, str]:
     """Return the model in at least that opset, and a note about the conversion, or ''.
 
-    The converter sees large tensors as inputs of the graph, so that their data is not read.
+    The converter sees large initializers as external data, so that they are not read.
 
     Args:
         model: normalized; it is used up.
@@ -97,30 +93,21 @@ def with_opset(model: ir.Model, least: int, name: str) -> tuple[ir.Model, str]:
         return model, ""
     if opset >= least:
         return model, ""
-    LiftSubgraphInitializersToMainGraphPass()(model)
-    graph, large = model.graph, {}
-    for key, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes > SMALL and not value.is_graph_input():
-            large[key] = tensor
-            value.shape, value.type = shape_of(tensor), ir.TensorType(tensor.dtype)
-            del graph.initializers[key]
-            value.const_value = None
-            graph.inputs.append(value)
+    large: dict[str, ir.TensorProtocol] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > SMALL and tensor.dtype is not ir.DataType.STRING:
+                key = str(len(large))
+                large[key] = tensor
+                refer(value, key, 0)
     with explained(
         f"{name} has opset {opset}, the fallback needs {least}, and onnx cannot convert it",
         "export it with a newer opset, or give fallback=None",
     ):
         converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), least))
-    kept = []
-    for value in converted.graph.inputs:
-        if value.name in large:
-            value.const_value = large[value.name]
-        else:
-            kept.append(value)
-    weights = [value for value in converted.graph.inputs if value.name in large]
-    converted.graph.inputs.clear()
-    converted.graph.inputs.extend(kept)
-    for value in weights:
-        converted.graph.register_initializer(value)
+    for graph in converted.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = large[str(value.const_value.location)]
     return converted, f"converted from opset {opset} to {least}, which the fallback needs"

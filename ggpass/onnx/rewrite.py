@@ -1,16 +1,19 @@
 """Coded nodes in the place of float ones."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 
 from ggpass.errors import FormatError
 from ggpass.graph.report import Change
-from ggpass.lowering.decide import Lowering
-from ggpass.onnx.lazy_codes import LazyCodes
+from ggpass.graph.weights import Kind
+from ggpass.lowering.decide import Lowering, rows_of
+from ggpass.lowering.encode import encode
 from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
 from ggpass.onnx.nodes import coded_conv, conv_reason, replace
-from ggpass.onnx.tensors import constant
-from ggpass.onnx.weights import Kind, Use, Weight
+from ggpass.onnx.tensors import constant, torch_tensor
+from ggpass.onnx.weights import Use, Weight
 
 
 class Rewriter:
@@ -23,31 +26,53 @@ class Rewriter:
         self.codebook: ir.Value | None = None
 
     def lower(self, weight: Weight) -> Change:
-        """Codes for one weight, at all its uses."""
-        codes = LazyCodes(weight, self.lowering)
+        """Give one weight codes, at all its uses."""
         graph = weight.value.graph
         if graph is None:
             raise FormatError(f"constant {weight.name!r} belongs to no graph; export the model again")
-        operands = codes.values(self.names)
+        operands = self._codes(weight)
         for value in operands:
             graph.register_initializer(value)
         if takes_codebook(self.lowering.format.name):
             operands.append(self._codebook())
         decoded: dict[tuple[bool, ir.DataType], ir.Value] = {}
         for use in weight.uses:
-            assert use.node is not None
-            if use.kind is not Kind.DECODE and use.transposed == weight.transposed:
-                self._rewrite(use, use.node, operands, weight)
+            assert isinstance(use, Use)
+            if use.kind is not Kind.OTHER:
+                self._rewrite(use, operands, weight)
                 continue
             key = use.swapped, use.dtype
             if key not in decoded:
                 decoded[key] = self._decode(graph, operands, weight, *key)
-            use.node.replace_input_with(use.position, decoded[key])
-        shape = "×".join(map(str, weight.shape))
-        what = f"{shape} {weight.tensor.dtype.name.lower()} → {self.lowering.format.name}"
+            use.place.replace_input_with(use.position, decoded[key])
+        shape = "×".join(map(str, weight.tensor.shape))
+        what = f"{shape} {weight.data.dtype.name.lower()} → {self.lowering.format.name}"
         if decoded:
             what += ", by Dequantize"
-        return Change(weight.title, what, weight.tensor.nbytes, codes.nbytes)
+        return Change(weight.name, what, weight.nbytes, self.lowering.bytes_of_codes(weight))
+
+    def _codes(self, weight: Weight) -> list[ir.Value]:
+        """Return the initializers codes and scale, not computed before they are written: one weight at a time."""
+        scales: list[ir.TensorProtocol] = []  # of the codes that were written last
+
+        def codes_tensor() -> ir.TensorProtocol:
+            read = dataclasses.replace(weight, tensor=torch_tensor(weight.data))
+            quantized = encode(read, self.lowering)
+            scales[:] = [ir.tensor(quantized.scale.numpy(), name=scale_name)]
+            return ir.tensor(quantized.codes.numpy(), name=codes_name)
+
+        def scale_tensor() -> ir.TensorProtocol:
+            if not scales:
+                codes_tensor()
+            return scales[0]
+
+        own = weight.names[0]
+        codes_name, scale_name = self.names.new(f"{own}_codes"), self.names.new(f"{own}_scale")
+        rows, columns = rows_of(weight.tensor.shape, weight.transposed, weight.leading)
+        length = rows if self.lowering.scheme.granularity == "channel" else 1
+        codes = ir.LazyTensor(codes_tensor, ir.DataType.UINT8, ir.Shape([rows, columns]), name=codes_name)
+        scale = ir.LazyTensor(scale_tensor, ir.DataType.FLOAT, ir.Shape([length]), name=scale_name)
+        return [constant(codes), constant(scale)]
 
     def _operator(self, operation: str) -> str:
         return operator_name(self.lowering.format.name, operation)
@@ -63,37 +88,37 @@ class Rewriter:
         self, graph: ir.Graph, operands: list[ir.Value], weight: Weight, swapped: bool, dtype: ir.DataType
     ) -> ir.Value:
         """The weight (its transpose if `swapped`) as floats, by a Dequantize at the start of a graph."""
+        own, shape = weight.names[0], tuple(weight.tensor.shape)
         to = ir.AttrInt64("to", int(dtype))
-        nodes = [ir.Node(DOMAIN, self._operator("Dequantize"), operands, [to], name=f"{weight.name}_dequantize")]
-        shape = weight.shape
+        nodes = [ir.Node(DOMAIN, self._operator("Dequantize"), operands, [to], name=f"{own}_dequantize")]
         if weight.transposed != swapped:
             nodes.append(ir.Node("", "Transpose", [nodes[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
         elif weight.matrix != shape:
-            target = constant(ir.tensor(np.array(shape, np.int64), name=self.names.new(f"{weight.name}_shape")))
+            target = constant(ir.tensor(np.array(shape, np.int64), name=self.names.new(f"{own}_shape")))
             graph.register_initializer(target)
-            nodes.append(ir.Node("", "Reshape", [nodes[-1].outputs[0], target], name=f"{weight.name}_reshape"))
+            nodes.append(ir.Node("", "Reshape", [nodes[-1].outputs[0], target], name=f"{own}_reshape"))
         for node in nodes:
-            node.outputs[0].name = self.names.new(f"{weight.name}_decoded")
+            node.outputs[0].name = self.names.new(f"{own}_decoded")
             node.outputs[0].type = ir.TensorType(dtype)
         nodes[-1].outputs[0].shape = ir.Shape(shape[::-1] if swapped else shape)
         graph.insert_before(graph[0], nodes)
         return nodes[-1].outputs[0]
 
-    def _rewrite(self, use: Use, node: ir.Node, operands: list[ir.Value], weight: Weight) -> None:
-        graph = node.graph
+    def _rewrite(self, use: Use, operands: list[ir.Value], weight: Weight) -> None:
+        node, graph = use.place, use.place.graph
         assert isinstance(graph, ir.Graph)
-        if use.kind is Kind.GATHER:
+        if use.kind is Kind.EMBEDDING:
             to = ir.AttrInt64("to", int(use.dtype))
             new = ir.Node(DOMAIN, self._operator("Gather"), [node.inputs[1], *operands], [to], name=node.name)
             _replace(graph, node, new, use.dtype)
         elif use.kind is Kind.CONV:
-            kernel = list(weight.shape[2:])
+            kernel = list(weight.tensor.shape[2:])
             if conv_reason(node, kernel):
                 node.replace_input_with(1, self._decode(graph, operands, weight, False, use.dtype))
             else:
                 _replace(graph, node, coded_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
         else:
-            self._matmul(graph, node, operands, weight.shape[1 if use.transposed else 0], use.dtype)
+            self._matmul(graph, node, operands, weight.tensor.shape[1 if use.transposed else 0], use.dtype)
 
     def _matmul(
         self, graph: ir.Graph, node: ir.Node, operands: list[ir.Value], channels: int, dtype: ir.DataType

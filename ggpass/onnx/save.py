@@ -2,33 +2,30 @@
 
 1. The data file's name is never one that exists, and the model's rename comes last. So a graph and its data cannot be
    of two different saves, whenever the process ends and whoever reads.
-2. The file is opened before it gets its name.
-3. Unfinished files of processes that were killed are erased by the next save into the directory.
+2. The file is opened before it gets its name: by ONNX Runtime as it is, and with our library.
 """
 
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx_ir as ir
+import onnxruntime
 
-from ggpass.errors import GgpassError, InputError
-from ggpass.onnx.bodies import Fallback, functions
+from ggpass.errors import GgpassError, InputError, TargetError
+from ggpass.onnx.bodies import Fallback, attach_functions
 from ggpass.onnx.boundary import explained
-from ggpass.onnx.names import DOMAIN, VERSION
 from ggpass.onnx.reader import load
-from ggpass.onnx.tensors import MappedTensor, shape_of, tensor_bytes, tensors_of
+from ggpass.onnx.tensors import MappedTensor, refer, tensor_bytes, tensors_of
 from ggpass.onnx.wire import SMALL
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # a system without advisory locks: unfinished files stay
-    flock = None  # type: ignore[assignment]
+from ggpass.onnxruntime import library_or_reason
+from ggpass.packed.staging import Staging
 
 #: Above it tensors go to a file of their own: ONNX Runtime maps that into memory, and copies what is in the model.
 EXTERNAL_BYTES = 64 << 20
@@ -36,58 +33,28 @@ EXTERNAL_BYTES = 64 << 20
 PAGE = 4096
 #: In a model's metadata: the data files that its save was about to erase, in case the process was killed before.
 REPLACES = "ggpass.replaces"
-#: Names of files that are not finished; the process that writes one holds a lock on it.
-UNFINISHED = ".ggpass-unfinished-"
-
-
-def attach_functions(model: ir.Model, fallback: Fallback | None) -> None:
-    """Give the model the bodies of the `ai.ggpass` operators in it, or none, and every one its version.
-
-    The version stands in an attribute because ONNX Runtime shows a library no domain's version: so an older library
-    can say what it lacks, in any language.
-
-    Raises:
-        InputError: an opset that the bodies cannot be written in.
-    """
-    for identifier in [key for key, function in model.functions.items() if function.domain == DOMAIN]:
-        del model.functions[identifier]
-    nodes = [node for graph in model.graphs() for node in graph if node.domain == DOMAIN]
-    if not nodes:
-        return
-    for node in nodes:
-        node.attributes.add(ir.AttrInt64("op_version", VERSION))
-    used = {node.op_type for node in nodes}
-    model.opset_imports[DOMAIN] = VERSION
-    if fallback is None:
-        return
-    # Functions exist since IR version 8.
-    model.ir_version = max(model.ir_version, 8)
-    for proto in functions(used, model.opset_imports[""], fallback):
-        function = ir.serde.deserialize_function(proto)
-        model.functions[function.identifier()] = function
 
 
 def save(
-    model: ir.Model,
-    path: Path,
-    external_data: bool | None,
-    check: Callable[[Path], str],
-    keep: Collection[Path] = (),
+    model: ir.Model, path: Path, fallback: Fallback | None, external_data: bool | None, sources: Sequence[Path] = ()
 ) -> tuple[int, str]:
-    """Write `path`, and a data file beside it if tensors are kept apart; return the bytes of both, and `check`'s note.
+    """Write `path`, and a data file beside it if tensors are kept apart; return the bytes of both, and a note or ''.
 
     Tensors are written one at a time, so a model may be larger than memory. The model object is used up.
 
     Args:
-        model: as it shall be on disk.
+        model: as it shall be on disk, but for the bodies of our operators.
         path: ends in .onnx.
+        fallback: the bodies; None: it runs with the custom-op library only.
         external_data: whether tensors go to a file of their own; None: above EXTERNAL_BYTES.
-        check: opens the finished file, under another name, and raises if it is wrong; it may return a note.
-        keep: files that are not to be erased, though a model that was at `path` used them.
+        sources: the files of the model that it was made from, the model itself first. They are not erased, though a
+            model that was at `path` used them.
 
     Raises:
         InputError: the model needs a file of its own, or the disk is full.
+        TargetError: ONNX Runtime does not open the file.
     """
+    attach_functions(model, fallback)
     size = tensor_bytes(model)
     if external_data is None:
         external_data = size > EXTERNAL_BYTES
@@ -96,25 +63,22 @@ def save(
             f"{size} bytes of tensors exceed the 2 GB of a single ONNX file; leave out external_data=False"
         )
     model.metadata_props["ggpass.version"] = _ggpass_version()
-    with explained(f"{path} could not be written", "please report the model"):
-        _erase_unfinished(path.parent)
-        old = _data_of(path, keep)
+    with explained(f"{path} could not be written", "please report the model"), Staging(path) as staging:
+        old = _data_of(path, sources)
         model.metadata_props[REPLACES] = " ".join(old.values())
-        data: Path | None = None
+        part, data = staging.path / "data", None
         try:
-            with _unfinished(path.parent) as (data_file, part), _unfinished(path.parent) as (file, whole):
-                if external_data:
-                    places = _write_data(model, data_file)
-                    _refer(model, places, part)
-                _write_model(model, file)
-                note = check(whole)
+            with part.open("xb") as file:
+                flock(file, LOCK_EX)  # until the model has its name: no other save takes its data for an old one
+                places = _write_data(model, file) if external_data else []
+                _write_model(model, staging.new, places, part)
+                note = open_once(staging.new, path.name, fallback, sources)
                 if external_data:
                     data = _publish(part, path)
-                    _refer(model, places, data)
-                    _write_model(model, file)
-                os.replace(whole, path)
+                    _write_model(model, staging.new, places, data)
+                staging.publish(replace=True)
         except BaseException:
-            if data is not None:
+            if data is not None and staging.new.exists():
                 data.unlink(missing_ok=True)
             raise
         for replaced in old:
@@ -122,32 +86,54 @@ def save(
     return path.stat().st_size + (data.stat().st_size if data else 0), note
 
 
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """Yield a new locked file of a name of its own; what still has that name at the end is erased."""
-    path = folder / f"{UNFINISHED}{secrets.token_hex(8)}.onnx"
-    with path.open("xb") as file:
-        try:
-            if flock is not None:
-                flock(file, LOCK_EX | LOCK_NB)
-            yield file, path
-        finally:
-            path.unlink(missing_ok=True)
+def open_once(path: Path, name: str, fallback: Fallback | None, sources: Sequence[Path] = ()) -> str:
+    """Open a file in every way it is meant to run; return a note if that is not possible, or ''.
+
+    With a fallback, ONNX Runtime alone must open it. Nothing is optimized or repacked: the memory is that of the file.
+
+    Args:
+        path: the file, complete.
+        name: to call it by in errors.
+        fallback, sources: as in `save`. If ONNX Runtime cannot open the float model either, the operators of someone
+            else are missing, and nothing can be said.
+
+    Raises:
+        TargetError: ONNX Runtime refuses the file.
+    """
+    library = library_or_reason()
+    ways = ([None] if fallback else []) + ([library] if isinstance(library, Path) else [])
+    if not ways:
+        return f"not opened: without a fallback only the custom-op library can run it ({library})"
+    for way in ways:
+        error = _refusal(path, way)
+        if error is None:
+            continue
+        if sources and _refusal(sources[0], None) is not None:
+            return f"not opened: ONNX Runtime does not open {sources[0].name} either"
+        raise TargetError(
+            f"ONNX Runtime{' with the custom-op library' if way else ''} does not open what was written as {name}: "
+            f"{str(error)[:400]}; skip the weights that it names (skip=), and please report the model"
+        ) from error
+    return ""
 
 
-def _erase_unfinished(folder: Path) -> None:
-    """Erase unfinished files that no process holds; without locks nobody knows which."""
-    if flock is not None:
-        for path in folder.glob(f"{UNFINISHED}*.onnx"):
-            _erase(path)
+def _refusal(path: Path, library: Path | None) -> Exception | None:
+    try:
+        _open(path, library)
+    except Exception as error:  # ONNX Runtime raises its own classes, all derived from Exception
+        return error
+    return None
 
 
-def _erase(path: Path) -> None:
-    """Erase a file, unless the process that writes it is still at it."""
-    with suppress(OSError), path.open("rb") as file:
-        if flock is not None:
-            flock(file, LOCK_EX | LOCK_NB)
-        path.unlink()
+def _open(path: Path, library: Path | None) -> None:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # errors come as exceptions
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _write_data(model: ir.Model, file: BinaryIO) -> list[tuple[ir.Value, int]]:
@@ -158,40 +144,26 @@ def _write_data(model: ir.Model, file: BinaryIO) -> list[tuple[ir.Value, int]]:
             tensor = value.const_value
             if tensor is None or tensor.nbytes <= SMALL or tensor.dtype is ir.DataType.STRING:
                 continue
-            here = file.tell()
             if tensor.nbytes > 4 * PAGE:
-                file.write(bytes(-here % PAGE))
-            places.append((value, file.tell()))
-            _write(tensor, file)
+                file.write(bytes(-file.tell() % PAGE))
+            start = file.tell()
+            file.write(tensor.tobytes())
+            if file.tell() - start != tensor.nbytes:
+                raise ValueError(f"tensor {tensor.name!r} has {file.tell() - start} bytes, not {tensor.nbytes}")
+            places.append((value, start))
     file.flush()
     return places
 
 
-def _write_model(model: ir.Model, file: BinaryIO) -> None:
+def _write_model(model: ir.Model, path: Path, places: list[tuple[ir.Value, int]], data: Path) -> None:
+    """Write the model, with the initializers at these places of a data file."""
+    for value, offset in places:
+        refer(value, data.name, offset)
     for graph in model.graphs():
         for value in graph.initializers.values():
             assert value.const_value is not None
             value.const_value.name = value.name
-    file.seek(0)
-    file.truncate()
-    file.write(ir.to_proto(model).SerializeToString())
-    file.flush()
-
-
-def _write(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    start = file.tell()
-    file.write(tensor.tobytes())
-    if file.tell() - start != tensor.nbytes:
-        raise ValueError(f"tensor {tensor.name!r} has {file.tell() - start} bytes, not {tensor.nbytes}")
-
-
-def _refer(model: ir.Model, places: list[tuple[ir.Value, int]], data: Path) -> None:
-    for value, offset in places:
-        tensor = value.const_value
-        assert tensor is not None
-        value.const_value = ir.ExternalTensor(
-            data.name, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
-        )
+    path.write_bytes(ir.to_proto(model).SerializeToString())
 
 
 def _publish(part: Path, path: Path) -> Path:
@@ -207,12 +179,18 @@ def _publish(part: Path, path: Path) -> Path:
             if data.exists():
                 continue
             os.rename(part, data)
-        part.unlink(missing_ok=True)
         return data
     raise InputError(f"{path.parent} has a file of every name for the tensors of {path.name}; erase the old ones")
 
 
-def _data_of(path: Path, keep: Collection[Path]) -> dict[Path, str]:
+def _erase(path: Path) -> None:
+    """Erase a file, unless the process that writes it is still at it."""
+    with suppress(OSError), path.open("rb") as file:
+        flock(file, LOCK_EX | LOCK_NB)
+        path.unlink()
+
+
+def _data_of(path: Path, keep: Sequence[Path]) -> dict[Path, str]:
     """Return the data files of earlier saves to a path, each with what tells it from a later file of that name.
 
     They are those that the model there uses, those that it replaced, and those whose names only this module makes.
@@ -241,10 +219,10 @@ def check_path(path: str | Path) -> Path:
     """Return a path that a model can be written to.
 
     Raises:
-        InputError: not named .onnx, or in a directory that does not exist.
+        InputError: not named .onnx, a directory, or in one that does not exist.
     """
     path = Path(path)
-    if path.suffix.lower() != ".onnx" or not path.parent.is_dir():
+    if path.suffix.lower() != ".onnx" or not path.parent.is_dir() or path.is_dir():
         raise InputError(f"an ONNX model is written to a .onnx file in a directory that exists, not {str(path)!r}")
     return path
 

@@ -1,10 +1,12 @@
 """Every tensor of a model: in initializers and attributes, in graphs, bodies and functions; read when asked for."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 #: Puts another tensor in the place of one.
 Put = Callable[[ir.TensorProtocol], None]
@@ -33,6 +35,17 @@ class MappedTensor(ir.LazyTensor):
         self.file = file
 
 
+def torch_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """Return the elements of a tensor, without a copy if it is mapped from a file; read only."""
+    array = tensor.numpy()
+    if tensor.dtype is ir.DataType.BFLOAT16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    with warnings.catch_warnings():
+        # torch warns that a mapped array cannot be written to; nothing here writes to a weight.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def constant(tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
     """Return a value for an initializer that holds this tensor, under its name or another."""
     return ir.Value(
@@ -43,6 +56,15 @@ def constant(tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
 def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
     """Return the shape of a tensor as a value has it."""
     return ir.Shape([int(size) for size in tensor.shape.numpy()])
+
+
+def refer(value: ir.Value, location: str, offset: int) -> None:
+    """Let an initializer refer to its data in a file instead of holding it."""
+    tensor = value.const_value
+    assert tensor is not None
+    value.const_value = ir.ExternalTensor(
+        location, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
+    )
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -81,9 +103,9 @@ def _tensors_of_attribute(node: ir.Node, attribute: ir.Attr) -> Iterator[tuple[i
 
 
 def files_of(path: Path, model: ir.Model) -> list[Path]:
-    """Return the model's file and those that it keeps tensors in, links followed."""
+    """Return the model's file, and those that it keeps tensors in, links followed."""
     beside = {tensor.file for tensor, _ in tensors_of(model) if isinstance(tensor, MappedTensor)}
-    return [path.resolve(), *sorted(beside - {path.resolve()})]
+    return [path, *sorted(beside - {path.resolve()})]
 
 
 def bytes_of(path: Path, model: ir.Model) -> int:

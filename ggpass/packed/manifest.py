@@ -5,7 +5,8 @@ zeros. Payloads keep the names of the tensors they stand for.
 
     {"version": 1,
      "tensors": {name: {"kind": "codes",    "dtype", "shape", "check", "format": "rf8", "codebook": hash,
-                        "transposed": true where the rows of codes are the columns of the matrix}
+                        "transposed": true where the rows of codes are the columns of the matrix,
+                        "stack": how many rows of codes a stack of matrices has, all of them together}
                        {"kind": "grid",     "dtype", "shape", "check", "step": float}
                        {"kind": "lossless", "dtype", "shape", "check"}
                        {"kind": "plain",    "check"},
@@ -22,6 +23,7 @@ arrays in it, which in turn cover their chunks. The order of `tensors` is that o
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +63,7 @@ class Stored(Sized):
         codebook: codes: the hash of its codebook.
         step: grid: the distance of the grid's points.
         transposed: codes: they are those of the transposed matrix, a scale for each of its rows.
+        stack: codes: how many rows there are, if they are not those of the first dimension (a stack of matrices).
         persistent: False: a buffer that the model's state_dict leaves out, kept for models without values.
     """
 
@@ -73,18 +76,19 @@ class Stored(Sized):
     step: float = 0.0
     transposed: bool = False
     persistent: bool = True
+    stack: int = 0
 
     @property
     def rows(self) -> int:
         """codes: how many output channels there are."""
-        return self.shape[1 if self.transposed else 0]
+        return self.stack or self.shape[1 if self.transposed else 0]
 
     def as_json(self) -> dict[str, Any]:
         """The entry as the manifest holds it."""
         value: dict[str, Any] = {"kind": self.kind, "check": self.check}
         if self.kind != "plain":
             value |= {"dtype": self.dtype, "shape": list(self.shape)}
-        for key in ("format", "codebook", "transposed", "step"):  # each kind sets those that it has
+        for key in ("format", "codebook", "transposed", "stack", "step"):  # each kind sets those that it has
             value |= {key: getattr(self, key)} if getattr(self, key) else {}
         return value if self.persistent else value | {"persistent": False}
 
@@ -233,4 +237,7 @@ def _parse_codes(name: str, value: dict[str, Any], stored: Stored) -> Stored:
     transposed = value.get("transposed", False)
     if not isinstance(transposed, bool) or len(stored.shape) < 1 or (transposed and len(stored.shape) != 2):
         raise FormatError(f"{name} of shape {list(stored.shape)} cannot be stored as these codes; fetch the file again")
-    return replace(stored, format=fmt, codebook=codebook_hash(FORMATS[fmt]), transposed=transposed)
+    stack = value.get("stack", 0)
+    if type(stack) is not int or (stack and (len(stored.shape) < 3 or stack < 1 or math.prod(stored.shape) % stack)):
+        raise FormatError(f"{name} of shape {list(stored.shape)} has no {stack!r:.40} rows; fetch the file again")
+    return replace(stored, format=fmt, codebook=codebook_hash(FORMATS[fmt]), transposed=transposed, stack=stack)

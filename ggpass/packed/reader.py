@@ -120,7 +120,7 @@ class Payload:
         codes, values = self._chunk(i, out)
         target = values if values.dtype is torch.float32 else torch.empty(codes.size)
         codebook = FORMATS[self.stored.format].codebook
-        columns = max(1, math.prod(self.stored.shape[1:]))
+        columns = max(1, math.prod(self.stored.shape) // self.stored.rows)
         library().ggp_dequantize(
             *(address(codes), codes.size, self.arrays[0].container.symbols_of(i).start, columns, codebook.data_ptr()),
             *(address(self.scale), self.scale.size, target.data_ptr()),

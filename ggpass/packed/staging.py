@@ -17,7 +17,7 @@ import stat
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-from ggpass.errors import FormatError, GgpassError, WeightError
+from ggpass.errors import FormatError, GgpassError, InputError, WeightError
 
 PART_SUFFIX = ".ggpass-part"
 
@@ -133,7 +133,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
                 f"the source is as it was, and {self.path.name} holds what is finished: make room and run the same "
                 "command again to go on"
             )
-        return GgpassError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
+        return InputError(f"{self.target} could not be written: {error.strerror or error}; {rest}")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not self._resumable or isinstance(error, FormatError | WeightError):

@@ -265,7 +265,9 @@ def _bytes_entry(name: str, begin: int, end: int) -> Entry:
 
 def _room(items: list[Item], kernels: Mapping[str, bytes], manifest: Manifest) -> int:
     """Return the bytes that the header cannot exceed: with the largest numbers everywhere."""
-    worst = Stored("codes", "F8_E4M3", (), 2**32 - 1, "x" * 24, "0" * 16, transposed=True, persistent=False)
+    worst = Stored(
+        "codes", "F8_E4M3", (), 2**32 - 1, "x" * 24, "0" * 16, transposed=True, persistent=False, stack=2**48
+    )
     largest = {item.entry.name: replace(worst, shape=item.entry.shape) for item in items}
     entries = {
         item.entry.name: replace(item.entry, begin=_ANY_SIZE, end=_ANY_SIZE)

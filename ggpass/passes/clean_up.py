@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ggpass.graph.report import Change, Report
 from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report
 
 aten = torch.ops.aten
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 
 aten = torch.ops.aten
 

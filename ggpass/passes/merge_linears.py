@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.lowering.decide import Allocate
 from ggpass.lowering.operators import DISPATCHED, Operators
-from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 

@@ -1,10 +1,11 @@
 """Artifact: what a target builds from a Program; callable, and it knows its report and its sizes."""
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ def bytes_of_module(module: torch.nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """Return an input as messages show it: `int64 (any, 7)`, any being a size that is open."""
     if isinstance(value, Tensor):
-        shape = ", ".join(str(s) if isinstance(s, int) else "any" for s in value.shape)
+        shape = ", ".join("any" if s is None else str(s) for s in map(_static, value.shape))
         return f"{str(value.dtype).removeprefix('torch.')} ({shape})"
     return repr(value)
 
@@ -79,6 +81,24 @@ class Artifact:
     def __repr__(self) -> str:
         return f"Artifact(target={self.target!r}, {self.sizes.after / 1e6:.1f} MB of {self.sizes.before / 1e6:.1f} MB)"
 
+    def __copy__(self) -> "Artifact":
+        return self._with(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Artifact":
+        return self._with(copy.deepcopy(self.__dict__, memo))
+
+    def _with(self, attributes: dict[str, Any]) -> "Artifact":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(attributes)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InputError(
+            "an Artifact holds a graph of this process and does not pickle; move it as a file: artifact.save(path), "
+            "and there ggpass.load(path, into=ggpass.compile(model, args, target=…)). What compile returns without "
+            "example inputs does pickle"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """As `ggpass.save(self, path)`."""
         if self.writer is None:
@@ -106,18 +126,23 @@ class Artifact:
                     and leaf != expected
                 ):
                     raise InputError(
-                        f"input {node.target!r} is {_describe(leaf)}, and {expected!r} was traced into the graph; pass "
+                        f"input {node.target!r} is {describe(leaf)}, and {expected!r} was traced into the graph; pass "
                         "that, or compile again with this input"
                     )
                 continue
             if not isinstance(leaf, Tensor) or leaf.dtype != expected.dtype or not _fits(leaf, expected):
                 raise InputError(
-                    f"input {node.target!r} is {_describe(leaf)}, and was traced as {_describe(expected)}; pass a "
+                    f"input {node.target!r} is {describe(leaf)}, and was traced as {describe(expected)}; pass a "
                     "tensor like that, or compile again with this input (dynamic_shapes= leaves sizes open)"
                 )
 
 
 def _fits(leaf: Tensor, expected: Tensor) -> bool:
     return leaf.dim() == expected.dim() and all(
-        not isinstance(want, int) or want == have for want, have in zip(expected.shape, leaf.shape)
+        want is None or want == have for want, have in zip(map(_static, expected.shape), leaf.shape)
     )
+
+
+def _static(size: int | torch.SymInt) -> int | None:
+    """Return a size, or None if it is open; a symbol that torch.export has given one value is that value."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()

@@ -21,7 +21,7 @@ from ggpass.kernels.cuda.archs import parse
 from ggpass.kernels.cuda.driver import reason_against
 from ggpass.kernels.cuda.uses import DTYPES, Use, inexact, table_of, variants_for
 from ggpass.lowering import operators as ops
-from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding
+from ggpass.lowering.modules import Lowered, LoweredConv, LoweredEmbedding, LoweredLinear
 from ggpass.targets.artifact import Artifact, Sizes
 from ggpass.targets.base import Target
 from ggpass.targets.cuda_operators import float_note, generate, kernels_on
@@ -234,7 +234,10 @@ def _uses(lowered: Program | nn.Module) -> Iterator[tuple[Use, Tensor, Tensor]]:
         return
     for module in lowered.modules():
         if isinstance(module, Lowered):
-            families = {LoweredEmbedding: "embedding", LoweredConv: "dequantize"}
-            family = next((name for kind, name in families.items() if isinstance(module, kind)), "linear")
-            held = module.lowered
-            yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook
+            known = {LoweredEmbedding: ("embedding",), LoweredConv: ("dequantize",), LoweredLinear: ("linear",)}
+            families = next(
+                (found for kind, found in known.items() if isinstance(module, kind)), ("linear", "dequantize")
+            )
+            for held in module.lowered_weights().values():
+                for family in families:
+                    yield Use(family, held.dtype, held.codes.shape[1]), held.codes, held.codebook

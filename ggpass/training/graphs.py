@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from ggpass.errors import InputError, TraceError
@@ -47,7 +46,7 @@ class TrainingGraph:
 
     Attributes:
         program: the graph; it reads the model's Parameters and buffers where the model holds them.
-        guards: raises where sizes do not fit the trace.
+        guards: raises if sizes do not fit the trace.
         fixed: inputs whose first dimension the trace holds to the size of the example, as "x: 8".
     """
 
@@ -65,11 +64,7 @@ class TrainingGraph:
 
 
 def trace(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    dynamic_shapes: Any = None,
-    frozen: bool = False,
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None, frozen: bool = False
 ) -> TrainingGraph:
     """Return the graph of a model as it stands, in training mode or not, by torch.export.
 
@@ -99,10 +94,14 @@ def trace(
             f"torch.export could not trace {type(model).__name__}: {type(error).__name__}: {reason}\n"
             "The proximal mode needs no graph: leave out args and kwargs, or call BackSlash.attach(model, optimizer)."
         ) from error
+    # Not at the top: it loads sympy, which takes half of the time of `import ggpass`.
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     guards = _take_guards(module)
     program = Program(module, model, training=True, frozen=frozen)
-    fixed = tuple(f"{n.name}: {n.meta['val'].shape[0]}" for n in program.inputs() if _is_fixed(n))
-    return TrainingGraph(program, guards, fixed)
+    inputs = [(node.name, node.meta.get("val")) for node in program.inputs()]
+    sizes = [(name, value.shape[0]) for name, value in inputs if isinstance(value, Tensor) and value.dim()]
+    return TrainingGraph(program, guards, tuple(f"{name}: {size}" for name, size in sizes if is_concrete_int(size)))
 
 
 def _batch_dimensions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -123,11 +122,6 @@ def _take_guards(module: fx.GraphModule) -> Callable[..., Any]:
         module.graph.erase_node(node)
     module.recompile()
     return module.get_submodule("_guards_fn")
-
-
-def _is_fixed(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() > 0 and is_concrete_int(value.shape[0])
 
 
 def bind(graph: TrainingGraph, model: nn.Module) -> None:

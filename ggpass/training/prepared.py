@@ -3,7 +3,7 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -195,7 +195,7 @@ def prepare_model(
     model: nn.Module,
     args: tuple[Any, ...] | None,
     kwargs: Mapping[str, Any] | None,
-    passes: Iterable[Pass | Callable[[Program], Report]],
+    passes: Passes,
     dynamic_shapes: Any,
 ) -> PreparedModel:
     """`ggpass.prepare`, its inputs checked: both graphs are traced ahead, so that errors come here."""
@@ -211,7 +211,7 @@ def prepare_model(
     traced = args is not None or kwargs is not None
     if dynamic_shapes is not None and not traced:
         raise InputError("dynamic_shapes= needs a graph; give example inputs (args=, kwargs=) with it")
-    prepared = PreparedModel(model, tuple(passes), dynamic_shapes, traced)
+    prepared = PreparedModel(model, passes, dynamic_shapes, traced)
     if not traced:
         prepared.report.notes.append(
             "without example inputs: no graph, and no node in it; attach(optimizer) acts beside the model as it is"

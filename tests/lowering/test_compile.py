@@ -196,12 +196,8 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
-@pytest.mark.parametrize(
-    ("make", "parent"),
-    [(lambda: nn.MultiheadAttention(16, 2, batch_first=True), "MultiheadAttention"), (encoder, "TransformerEncoder")],
-    ids=["MultiheadAttention", "TransformerEncoder"],
-)
-def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module], parent: str) -> None:
+@pytest.mark.parametrize("make", [lambda: nn.MultiheadAttention(16, 2, batch_first=True), encoder])
+def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module]) -> None:
     class Holds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -213,35 +209,13 @@ def test_parents_that_read_a_childs_weight(make: Callable[[], nn.Module], parent
 
     model, x = Holds().eval(), torch.randn(2, 5, 16)
     lowered = ggpass.compile(model, target="rf8-cpu")
-    report = ggpass.report(lowered)
-    assert {c.name for c in report.changes} == {"out.weight"}
-    kept = [s for s in report.skips if s.matrix]
-    assert kept
-    assert all(parent in s.reason or "MultiheadAttention" in s.reason for s in kept)
+    assert ggpass.report(lowered).lowered_share == 1.0
     with torch.no_grad():
-        error = (lowered(x) - model(x)).norm() / model(x).norm()
-        # Traced, the same weights are ordinary operands, and all of them are lowered.
         artifact = ggpass.compile(model, (x,), target="rf8-cpu")
         assert artifact.report.lowered_share == 1.0
-        assert (artifact(x) - model(x)).norm() / model(x).norm() < 0.2
-    assert error < 0.1
-
-
-def test_subclasses_with_a_forward_of_their_own_stay() -> None:
-    class Twice(nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(input)
-
-    class Plain(nn.Linear):
-        pass
-
-    model = nn.Sequential(Twice(8, 8), Plain(8, 8), nn.Embedding(8, 8, max_norm=1.0), nn.LSTM(8, 8))
-    report = ggpass.report(ggpass.compile(model, target="rf8-cpu"))
-    assert {c.name for c in report.changes} == {"1.weight"}
-    reasons = {s.name: s.reason for s in report.skips if s.matrix}
-    assert "forward of its own" in reasons["0.weight"]
-    assert "max_norm" in reasons["2.weight"]
-    assert "LSTM" in reasons["3.weight_ih_l0"]
+        # The same codes both ways, in layers that round differently.
+        torch.testing.assert_close(lowered(x), artifact(x), rtol=0, atol=1e-5)
+        assert (lowered(x) - model(x)).norm() / model(x).norm() < 0.2
 
 
 def test_one_module_in_two_places_and_a_bare_module() -> None:
@@ -500,3 +474,33 @@ def test_conv1d_of_hugging_face_decodes_in_its_own_orientation() -> None:
     quantized = quantize(conv.weight.detach().t(), RF8)
     expected = (RF8.decode(quantized.codes) * quantized.scale.unsqueeze(-1)).t()
     assert torch.equal(lowered.weight, expected)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(16, 8), nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU())])
+def test_an_artifact_says_how_to_move_it_and_copies(model: nn.Module, tmp_path: Any) -> None:
+    import pickle
+
+    x = torch.randn(2, 4, 16)
+    artifact = ggpass.compile(model, x, target="rf8-cpu")
+    for twin in (copy.copy(artifact), copy.deepcopy(artifact)):
+        assert torch.equal(twin(x), artifact(x))
+    assert copy.deepcopy(artifact).program is not artifact.program
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(InputError, match=r"artifact\.save\(path\).*ggpass\.load"):
+            pickle.dumps([artifact], protocol)
+    artifact.save(tmp_path / "model.safetensors")
+    other = ggpass.compile(copy.deepcopy(model).requires_grad_(False), x, target="rf8-cpu")
+    assert torch.equal(ggpass.load(tmp_path / "model.safetensors", into=other)(x), artifact(x))
+
+
+@pytest.mark.parametrize("name", ["file.Grid", "onnxruntime.session", "formats.RF8", "ggd.fit", "training.Schedule"])
+def test_rooms_are_found_after_a_plain_import(name: str) -> None:
+    import subprocess
+    import sys
+
+    heavy = "[m for m in ('onnx', 'onnxruntime', 'onnx_ir', 'tvm', 'transformers', 'matplotlib') if m in sys.modules]"
+    code = f"import sys, ggpass; print({heavy}); ggpass.{name}; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+    with pytest.raises(AttributeError, match="no attribute 'rooms'"):
+        _ = ggpass.rooms

@@ -1,9 +1,16 @@
 """The operators: their contract with torch (opcheck), their reference against float64, their gradient, their errors."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from support.closeness import assert_rejects_corruption, assert_within, dot_bound, store_bound
+from torch import Tensor, func, nn
+from torch.autograd import forward_ad
+from torch.autograd.functional import hessian, jacobian
 
+import ggpass
 from ggpass.formats import FORMATS, RF8, Format, Scheme, quantize
 from ggpass.lowering import operators as ops
 
@@ -136,3 +143,36 @@ def test_export_and_fullgraph() -> None:
     assert exported.module()(torch.randint(0, 24, (3, 7))).shape == (3, 7, 24)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), expected)
+
+
+def _forward_ad(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+DERIVATIVES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "jvp": lambda f, x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "vjp": lambda f, x: func.vjp(f, x)[1](torch.ones(3, 7))[0],
+    "grad": lambda f, x: func.grad(lambda z: f(z).square().sum())(x),
+    "jacrev": lambda f, x: func.jacrev(f)(x),
+    "jacfwd": lambda f, x: func.jacfwd(f)(x),
+    "hessian": lambda f, x: func.hessian(lambda z: f(z).square().sum())(x),
+    "vmap of jvp": lambda f, x: func.vmap(lambda z: func.jvp(f, (z,), (torch.ones_like(z),))[1])(x),
+    "vmap of grad": lambda f, x: func.vmap(func.grad(lambda z: f(z).sum()))(x),
+    "dual numbers": _forward_ad,
+    "jacobian": lambda f, x: jacobian(f, x, vectorize=True, strategy="forward-mode"),
+    "double backward": lambda f, x: hessian(lambda z: f(z).square().sum(), x),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.parametrize("target", ["rf8-cpu", "int8-cpu", "rf8-reference"])
+def test_every_derivative_is_that_of_the_decoded_model(name: str, target: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7, bias=False))
+    model = ggpass.compile(layers.requires_grad_(False), target=target)
+    plain = ggpass.dequantize(copy.deepcopy(model)).requires_grad_(False)
+    x = torch.randn(3, 5)
+    got, wanted = DERIVATIVES[name](model, x), DERIVATIVES[name](plain, x)
+    # Some twenty terms of order one, each rounded a few times.
+    assert_rejects_corruption(got, wanted.double(), 1e-5)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.onnx_files import FLOAT, node, save
 from support.onnx_runs import WAYS, check, onnx
 
 from ggpass.cli import main
@@ -120,3 +121,35 @@ def test_errors_are_one_line(
     assert ran.out == ""
     assert len(ran.err.strip().splitlines()) == 1, ran.err
     assert message in ran.err
+
+
+@pytest.mark.parametrize("name", ["w", "a.b"])
+def test_advice_is_given_in_options(name: str, run: Callable[..., Ran], tmp_path: Path) -> None:
+    """Python's errors advise skip=[…]; here one writes --skip, and it helps."""
+    bad, good = torch.randn(64, 64), torch.randn(64, 64)
+    bad[3, 5] = float("nan")
+    path = save(
+        tmp_path / "in.onnx",
+        [node("MatMul", ["x", name], "h"), node("MatMul", ["h", "good"], "y")],
+        {"x": (FLOAT, ["n", 64])},
+        {name: bad.numpy(), "good": good.numpy()},
+    )
+    ran = run("lower-onnx", path, tmp_path / "out.onnx")
+    assert ran.code == 1
+    assert f"--skip '{name}'" in " ".join(ran.err.split())
+    assert "skip=" not in ran.err
+    assert run("lower-onnx", path, tmp_path / "out.onnx", "--skip", name).code == 0
+
+
+def test_weights_inside_functions_are_inspected(run: Callable[..., Ran], tmp_path: Path) -> None:
+    helper, w = onnx.helper, torch.randn(64, 48)
+    constant = helper.make_node("Constant", [], ["w"], value=onnx.numpy_helper.from_array(w.numpy()))
+    body = [constant, node("MatMul", ["a", "w"], "b")]
+    model = onnx.load(
+        save(tmp_path / "in.onnx", [helper.make_node("F", ["x"], ["y"], domain="my")], {"x": (FLOAT, ["n", 64])}, {})
+    )
+    model.functions.append(helper.make_function("my", "F", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
+    model.opset_import.add(domain="my", version=1)
+    onnx.save(model, tmp_path / "in.onnx")
+    (fitted,) = json.loads(run("inspect", tmp_path / "in.onnx", "--json").out)["weights"]
+    assert fitted["shape"] == [48, 64]

@@ -176,7 +176,7 @@ def test_every_format_is_checked_on_export(format_name: str, dtype: torch.dtype,
 def test_a_file_that_computes_something_else_is_an_error_that_names_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ggpass.onnx import export
+    from ggpass.onnx import save
 
     def spoil(model: Any, fallback: Any) -> None:
         second = [n for n in model.graph if n.op_type == "RF8MatMul"][1]
@@ -184,8 +184,8 @@ def test_a_file_that_computes_something_else_is_an_error_that_names_the_node(
         scale.const_value = ir.tensor(scale.const_value.numpy() * 1.01, name=scale.name)
         attach(model, fallback)
 
-    attach = export.attach_functions
-    monkeypatch.setattr(export, "attach_functions", spoil)
+    attach = save.attach_functions
+    monkeypatch.setattr(save, "attach_functions", spoil)
     with pytest.raises(TargetError, match=r"first node that is off is 'node_linear_1' \(RF8MatMul\)"):
         ggpass.export_onnx(mlp().eval(), torch.randn(5, 24), tmp_path / "m.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx"]

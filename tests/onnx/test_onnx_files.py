@@ -17,9 +17,9 @@ from support.onnx_runs import WAYS, onnx, onnxruntime
 
 import ggpass
 from ggpass import FormatError, GgpassError, InputError, TargetError
-from ggpass.onnx import opening
 from ggpass.onnx import save as saving
 from ggpass.onnx.coded_file import measure
+from ggpass.packed.staging import Staging
 
 pytest.importorskip("onnx_ir", reason="needs onnx-ir; pip install 'ggpass[onnx]'")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -157,7 +157,6 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import ggpass
-from ggpass.onnx import save as saving
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 seen = 0
 def audit(event, arguments):
@@ -213,11 +212,11 @@ def test_saving_again_leaves_one_data_file_and_the_files_of_others(tmp_path: Pat
 
 def test_an_unfinished_file_of_a_living_process_stays(tmp_path: Path) -> None:
     path = one_matrix(tmp_path / "in.onnx", weight(64, 640))
-    with saving._unfinished(tmp_path) as (_, alive):
-        dead = tmp_path / f"{saving.UNFINISHED}0123.onnx"
-        dead.write_bytes(b"x")
+    with Staging(tmp_path / "out.onnx") as alive:
+        dead = alive.path.with_name(alive.path.name.replace("-", "-0", 1))
+        dead.mkdir()
         ggpass.lower_onnx(path, tmp_path / "out.onnx")
-        assert alive.exists()
+        assert alive.path.exists()
         assert not dead.exists()
 
 
@@ -232,8 +231,8 @@ def test_a_full_disk_is_an_error_of_ours_and_leaves_the_old_model(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saving.os, "replace", full)
-    with pytest.raises(InputError, match=r"could not be written \(No space left on device\); free some space"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"could not be written: No space left on device; .* make room"):
         ggpass.lower_onnx(path, tmp_path / "out.onnx", external_data=external_data)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -249,7 +248,7 @@ def test_a_file_that_does_not_open_is_never_written(
         if (library is None) == (way == "stock") and file.name != "in.onnx":
             raise RuntimeError("Type Error: of node node_y")
 
-    monkeypatch.setattr(opening, "_open", refuse)
+    monkeypatch.setattr(saving, "_open", refuse)
     if way == "library" and isinstance(ggpass.onnxruntime.library_or_reason(), str):
         pytest.skip("needs the custom-op library")
     model, x, out = torch.nn.Linear(64, 8).eval(), torch.randn(2, 64), tmp_path / "out.onnx"
@@ -338,4 +337,4 @@ def test_onnx_runtime_is_what_opens_files(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="MatMul"):
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with pytest.raises(TargetError, match=r"bad\.onnx"):
-        opening.open_once(path, "bad.onnx", "fast")
+        saving.open_once(path, "bad.onnx", "fast")

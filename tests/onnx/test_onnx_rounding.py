@@ -76,7 +76,7 @@ def test_a_wrong_file_fails(case: str, tmp_path: Path, monkeypatch: pytest.Monke
     """Scales off by 1 %: with bounds for long sums, too."""
     import onnx_ir as ir
 
-    from ggpass.onnx import export
+    from ggpass.onnx import save
 
     def spoil(model: Any, fallback: Any) -> None:
         first = next(n for n in model.graph if n.domain == "ai.ggpass")
@@ -84,8 +84,8 @@ def test_a_wrong_file_fails(case: str, tmp_path: Path, monkeypatch: pytest.Monke
         scale.const_value = ir.tensor(scale.const_value.numpy() * 1.01, name=scale.name)
         attach(model, fallback)
 
-    attach = export.attach_functions
-    monkeypatch.setattr(export, "attach_functions", spoil)
+    attach = save.attach_functions
+    monkeypatch.setattr(save, "attach_functions", spoil)
     inner, f, x = SUMS[case]
     with pytest.raises(TargetError, match="does not compute what the model does"):
         ggpass.export_onnx(Around(inner, f).eval(), (x,), tmp_path / "m.onnx")

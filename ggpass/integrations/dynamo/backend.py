@@ -41,8 +41,8 @@ def ggpass_backend(
         options: `target` (default `rf8-cpu`), `scheme`, `only`, `skip` as `ggpass.compile` takes them; `inner`, the
             backend that compiles the graph around the lowered weights (default `inductor`); `report`, called with the
             Report of each compiled graph; `train`, a coupled BackSlash or a mapping of its fields: graphs that compute
-            gradients get rate nodes, the others are lowered where `target` is given, and go to `inner` as they are
-            where it is not.
+            gradients get rate nodes, the others are lowered if `target` is given, and go to `inner` as they are
+            if it is not.
         mode: not used; torch.compile passes it.
 
     Raises:

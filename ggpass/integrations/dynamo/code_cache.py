@@ -20,6 +20,9 @@ from ggpass.errors import InputError
 #: An argument of the compiled graph: the position of a Dynamo argument, a constant, or an output of a Derived.
 Feed = Union[int, Tensor, tuple["Derived", int]]  # noqa: UP007 (Derived is defined below)
 
+#: Of a Derived; None for one that it does not have.
+Outputs = tuple[Tensor | None, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Derived:
@@ -30,7 +33,7 @@ class Derived:
         sources: the operands; None for a missing one.
     """
 
-    function: Callable[..., tuple[Tensor | None, ...]]
+    function: Callable[..., Outputs]
     sources: tuple[Feed | None, ...]
 
     @functools.cached_property
@@ -48,14 +51,12 @@ class Derived:
         )
         return self.function.key, parts  # type: ignore[attr-defined]
 
-    def make(self, args: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    def make(self, args: Sequence[Any]) -> Outputs:
         """Return the outputs for the arguments of a call."""
         return self.function(*_values(self.sources, args, lambda derived: derived.make(args)))
 
 
-def _values(
-    feeds: Iterable[Feed | None], args: Sequence[Any], make: Callable[[Derived], tuple[Tensor | None, ...]]
-) -> list[Any]:
+def _values(feeds: Iterable[Feed | None], args: Sequence[Any], make: Callable[[Derived], Outputs]) -> list[Any]:
     """Return the value of each feed in a call; each Derived is made once."""
     make = functools.cache(make)
     return [make(f[0])[f[1]] if isinstance(f, tuple) else args[f] if isinstance(f, int) else f for f in feeds]
@@ -66,11 +67,10 @@ class CallTimeCache:
 
     def __init__(self) -> None:
         self._entries: dict[
-            tuple[object, ...],
-            tuple[list[weakref.ref[Tensor]], tuple[tuple[int, int], ...], tuple[Tensor | None, ...]],
+            tuple[object, ...], tuple[list[weakref.ref[Tensor]], tuple[tuple[int, int], ...], Outputs]
         ] = {}
 
-    def get(self, derived: Derived, args: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    def get(self, derived: Derived, args: Sequence[Any]) -> Outputs:
         """Return the outputs for these arguments, made anew if they are not there or out of date.
 
         Raises:
@@ -91,21 +91,15 @@ class CallTimeCache:
         # A call under inference_mode must not leave tensors behind that autograd refuses at a later one.
         with torch.inference_mode(False), torch.no_grad():
             made = derived.make(args)
-        drop = self._dropper(full_key)
-        self._entries[full_key] = ([weakref.ref(t, drop) for t in sources], versions, made)
-        return made
-
-    def _dropper(self, key: tuple[object, ...]) -> Callable[[object], None]:
-        entries = weakref.ref(self)
 
         def drop(reference: object) -> None:
-            cache = entries()
-            entry = cache._entries.get(key) if cache is not None else None
             # A new tensor may have taken the dead one's id: drop the entry only if it is still the dead one's.
-            if cache is not None and entry is not None and any(r is reference for r in entry[0]):
-                del cache._entries[key]
+            entry = self._entries.get(full_key)
+            if entry is not None and any(r is reference for r in entry[0]):
+                del self._entries[full_key]
 
-        return drop
+        self._entries[full_key] = ([weakref.ref(t, drop) for t in sources], versions, made)
+        return made
 
     def __len__(self) -> int:
         return len(self._entries)

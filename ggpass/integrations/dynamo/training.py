@@ -65,17 +65,14 @@ def trains(example_inputs: Sequence[Any]) -> bool:
 
 
 def compile_for_training(
-    graph_module: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    settings: BackSlash,
-    inner: Any = None,
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], settings: BackSlash, inner: Any = None
 ) -> tuple[Callable[..., Any], Report]:
     """f(x; w) → f(x; node(w)) in a copy of Dynamo's graph, compiled by `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.
-        settings: which weights, and the rate where no Regularizer is attached to them.
-        inner: a backend for training graphs; None: inductor, or aot_eager where inductor has no C++ compiler.
+        settings: which weights, and the rate if no Regularizer is attached to them.
+        inner: a backend for training graphs; None: inductor, or aot_eager if inductor has no C++ compiler.
 
     Returns:
         A callable of Dynamo's arguments, and the report.
@@ -85,8 +82,8 @@ def compile_for_training(
     """
     done = Report("BackSlash")
     twin = _copy(graph_module)
-    inputs = [node for node in twin.graph.nodes if node.op == "placeholder"]
-    labels = [parameter_name(source_name(node)) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    inputs = twin.graph.find_nodes(op="placeholder")
+    labels = [parameter_name(source_name(node)) for node in graph_module.graph.find_nodes(op="placeholder")]
     model = compiled_module()
     own = {id(v): Weight((n,), v) for n, v in zip(labels, example_inputs) if isinstance(v, nn.Parameter)}
     found = list(own.values()) if model is None else weights_of_module(model)
@@ -165,7 +162,7 @@ def coupled_owners(weight: nn.Parameter) -> list[Regularizer]:
 
 
 def _attach_waiting(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Attach a Regularizer to the waiting weights that an optimizer is about to step, where it has none of them yet."""
+    """Attach a Regularizer to the waiting weights that an optimizer is about to step, if it has none of them yet."""
     found: dict[BackSlash, dict[str, nn.Parameter]] = {}
     for weight in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         name, settings = _WAITING.pop(weight, ("", None))

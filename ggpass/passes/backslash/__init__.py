@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program
 from ggpass.graph.edges import insert_on_weight_edges
+from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.passes.backslash.regularizer import Regularizer
 from ggpass.passes.backslash.selection import select
 from ggpass.passes.backslash.settings import RateSettings

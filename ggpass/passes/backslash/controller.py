@@ -109,10 +109,10 @@ def solve(drop_of: Callable[[float], float], drop: float, largest: float) -> flo
     Args:
         drop_of: falls from 0 at λ = 0.
         drop: at most 0.
-        largest: taken where even its drop is too small.
+        largest: taken if even its drop is too small.
 
     Returns:
-        λ whose drop misses the wanted one by at most 2 % of it; the last one tried where 24 tries are not enough.
+        λ whose drop misses the wanted one by at most 2 % of it; the last one tried if 24 tries are not enough.
     """
     if drop >= 0 or largest <= 0:
         return 0.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggpass.passes.backslash.statistics import histogram
 from ggpass.passes.backslash.proximal import Slope, slope_of
 from ggpass.passes.backslash.sharded import gather, local_part, offset_of, shards_of
+from ggpass.passes.backslash.statistics import histogram
 
 #: Weights looked at, about; a model with fewer is looked at whole.
 SAMPLE = 1 << 16
@@ -37,7 +37,7 @@ class Forecast:
         return histogram([shrunk], self.step).bits
 
     def log_drop(self, strength: float) -> float:
-        """ln(H after / H before); 0 where there are no bits to lose."""
+        """ln(H after / H before); 0 if there are no bits to lose."""
         return math.log(max(self.bits(strength), 1e-9) / self.before) if self.before > 0 else 0.0
 
     @functools.cached_property
@@ -47,7 +47,7 @@ class Forecast:
 
     @property
     def largest(self) -> float:
-        """Return the λ that would bring half of the weights that count as bits (|q| ≥ 1) to zero; 0 if it acts on none."""
+        """Return the λ that would bring half of the weights with |q| ≥ 1 to zero; 0 if it acts on none."""
         acts = (self.shrinkage > 0) & (self.sample.abs() > self.step / 2)
         return (self.sample[acts].abs() / self.shrinkage[acts]).median().item() if bool(acts.any()) else 0.0
 

@@ -17,13 +17,13 @@ class Grids:
     """The steps of the weights' grids, which follow their gradients until the model is on them.
 
     Rounding to a grid of step Δ_i costs about h_i·Δ_i²/24 of loss a weight, h_i the curvature, and halving it costs a
-    bit a weight: the slopes are equal where h_i·Δ_i² is the same for all. Squared gradients stand for the curvature
+    bit a weight: the slopes are equal if h_i·Δ_i² is the same for all. Squared gradients stand for the curvature
     (the empirical Fisher information), so γ = 1 gives equal slopes as far as they do, and γ = 0 one step for all.
     The geometric mean of the Δ_i over all weights stays Δ, hence the bits about what they were with one step.
 
     Attributes:
         log_gradients: ln g_i, a running mean; NaN before a weight's first gradient.
-        steps: Δ_i of each weight, in units of weight; Δ where it has had no gradient.
+        steps: Δ_i of each weight, in units of weight; Δ if it has had no gradient.
     """
 
     def __init__(self, counts: Sequence[int], step: float, spread: float) -> None:

@@ -16,7 +16,7 @@ class ExactWeights:
     The gradient is taken at the rounded weights and steps the exact ones (straight-through estimator: Bengio, Léonard
     & Courville 2013, arXiv 1308.3432), so that training makes up for the rounding.
     A Parameter is one of these from its first `round_` on. What is kept costs one more copy of the weights.
-    What others write into a Parameter between steps (`load_state_dict`, a mask, swapped averages) counts: where it is
+    What others write into a Parameter between steps (`load_state_dict`, a mask, swapped averages) counts: if it is
     no longer the rounded θ, it is the θ of the next step.
 
     Attributes:
@@ -31,7 +31,7 @@ class ExactWeights:
 
     @torch.no_grad()
     def restore_(self, weights: Iterable[tuple[str, nn.Parameter, float]]) -> None:
-        """w ← θ where w is Δ·round(θ/Δ), ahead of an optimizer's step; weights that were never rounded stay.
+        """w ← θ if w is Δ·round(θ/Δ), ahead of an optimizer's step; weights that were never rounded stay.
 
         Args:
             weights: name, Parameter and Δ of each.
@@ -45,7 +45,7 @@ class ExactWeights:
 
     @torch.no_grad()
     def round_(self, weights: Iterable[tuple[str, nn.Parameter, float]]) -> None:
-        """θ ← w, then w ← Δ·round(w/Δ), ties to even, in float32, or float64 where the weight is.
+        """θ ← w, then w ← Δ·round(w/Δ), ties to even, in float32, or float64 if the weight is.
 
         Args:
             weights: name, Parameter and Δ of each.

@@ -61,7 +61,7 @@ def shrink_(weights: Sequence[Tensor], slopes: Sequence[Slope], seed: int = 0) -
     """θ ← sign(θ)·max(|θ| − τ·(|θ| + ε)^(ν−1), 0).
 
     1. No weight crosses zero; one whose threshold exceeds it becomes exactly zero, and zero stays zero.
-    2. Computed in float32, or float64 where the weight is.
+    2. Computed in float32, or float64 if the weight is.
     3. A bfloat16 or float16 weight is rounded up or down at random, so that thresholds far below its last bit act in
        the mean: rounded to nearest they would be lost altogether.
 
@@ -80,7 +80,7 @@ def shrink_(weights: Sequence[Tensor], slopes: Sequence[Slope], seed: int = 0) -
             steps = list(torch._foreach_minimum(batch.weights, limits))
             torch._foreach_neg_(limits)
             torch._foreach_maximum_(steps, limits)
-        # θ − clamp(θ, −t, t) is θ − sign(θ)·t where |θ| > t, and exactly 0 elsewhere.
+        # θ − clamp(θ, −t, t) is θ − sign(θ)·t if |θ| > t, and exactly 0 if not.
         _subtract(batch, steps, seed + number)
 
 
@@ -113,7 +113,7 @@ def slope_of(weight: Tensor, slope: Slope) -> Tensor:
 
 
 def _subtract(batch: _Batch, steps: list[Tensor], seed: int) -> None:
-    """target ← wide − step, rounded where the target is narrower."""
+    """target ← wide − step, rounded if the target is narrower."""
     torch._foreach_sub_(batch.weights, steps)
     generators: dict[torch.device, torch.Generator] = {}
     for target, wide in zip(batch.targets, batch.weights):
@@ -138,7 +138,7 @@ def _wide(block: Tensor) -> Tensor:
 
 
 def _batches(targets: Sequence[Tensor], weights: Sequence[Tensor], slopes: Sequence[Slope]) -> Iterator[_Batch]:
-    """Return the blocks of all tensors that have a slope, packed into batches of one device, dtype and kind of slope."""
+    """Return the blocks of all tensors that have a slope, in batches of one device, dtype and kind of slope."""
     open_batches: dict[tuple[torch.device, torch.dtype, bool], _Batch] = {}
     for target, weight, slope in zip(targets, weights, slopes):
         if slope.log_factor == -math.inf:

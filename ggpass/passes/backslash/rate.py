@@ -120,7 +120,8 @@ class Rate:
                     f"{self.names[index]} has a sparse gradient, which mode={self.settings.mode!r} would fill up; skip "
                     "it, train it with sparse=False, or use mode='proximal'"
                 )
-        slopes = [self.slope(index, scale * self.strength * self.factor) for index, _, _ in chosen]
+        factor = scale * self.strength * self.factor
+        slopes = [self.slope(index, factor) for index, _, _ in chosen]
         add_slope_([local_part(g) for _, _, g in chosen], [local_part(w) for _, w, _ in chosen], slopes)
 
     def step_weights(self, rates: Rates) -> None:

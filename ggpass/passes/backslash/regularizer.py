@@ -11,18 +11,25 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ggpass.errors import InputError
-from ggpass.graph.report import Report
-from ggpass.passes.backslash.attached import check_parameters, check_still_there, enter, leave, warnings_at_attach
-from ggpass.passes.backslash.priors import Priors
 from ggpass.ggd.grid import Histogram
-from ggpass.passes.backslash.statistics import histogram
+from ggpass.passes.backslash.attached import (
+    after_closure,
+    check_parameters,
+    check_still_there,
+    enter,
+    gradient_scale,
+    learning_rates,
+    leave,
+    skipped,
+)
 from ggpass.passes.backslash.on_grid import ExactWeights
-from ggpass.passes.backslash.optimizers import after_closure, gradient_scale, learning_rates, skipped
+from ggpass.passes.backslash.priors import Priors
 from ggpass.passes.backslash.rate import Rate
 from ggpass.passes.backslash.selection import bits_of_megabytes, select
 from ggpass.passes.backslash.settings import RateSettings
 from ggpass.passes.backslash.sharded import local_part
 from ggpass.passes.backslash.state import check_state, plain_name, tensors_of
+from ggpass.passes.backslash.statistics import histogram
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +97,9 @@ class Regularizer:
                 "the optimizer holds none of the regularized weights; give the one that trains this model, made after "
                 "fully_shard if the model is sharded"
             )
-        for message in warnings_at_attach(self.names, self.weights, stepped):
-            self._warn(message)
         self.optimizers = optimizers
-        enter(self, self.weights)
+        for message in enter(self, self.names, self.weights, stepped):
+            self._warn(message)
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -109,7 +115,7 @@ class Regularizer:
         """Remove the hooks; the state stays.
 
         Args:
-            finished: False where the training broke off and may be resumed: a missed target is not reported then.
+            finished: False if the training broke off and may be resumed: a missed target is not reported then.
         """
         total = self.settings.total_steps
         if finished and self._handles and self.steps and (total is None or self.steps < total):

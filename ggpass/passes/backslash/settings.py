@@ -10,7 +10,7 @@ from ggpass.passes.backslash.schedule import Schedule
 
 Mode = Literal["proximal", "coupled", "paper-coupled", "paper-code"]
 
-#: λ of the published decoupled update, where nothing else is asked.
+#: λ of the published decoupled update, if nothing else is asked.
 PAPER_CODE_STRENGTH = 2000.0
 
 
@@ -33,7 +33,7 @@ class RateSettings:
         spread: γ from 0 to 1. Above 0 each weight tensor has a grid of its own, Δ_i = Δ·(ḡ/g_i)^γ, g_i = √E[gradient²]
             in the last steps ahead of `schedule.on_grid` and ḡ the geometric mean over all weights: embeddings and
             heads, which a loss feels most, get finer grids than inner layers. `Regularizer.grid_steps` tells them.
-            The proximal step is scaled by Δ_i/Δ, and where ε is `step` it is Δ_i.
+            The proximal step is scaled by Δ_i/Δ, and if ε is `step` it is Δ_i.
         mode: "proximal": after the optimizer's step, θ ← sign(θ)·max(|θ| − lr·λ·m·ρ'(|θ|), 0): exact zeros appear.
             "coupled": λ·m·ρ'(|θ|)·sign(θ) joins the gradient before the optimizer's step.
             "paper-coupled": arXiv 2504.16968, Algorithm 1: λ·ν/N·sign(θ)(|θ|+ε)^(ν−1) joins the gradient, one ν for
@@ -46,10 +46,10 @@ class RateSettings:
         scale: a fixed α, in units of weight, instead of the fitted one.
         epsilon: ε > 0 in the slope, in units of weight; None: `step` (in "paper-coupled" too), and 1 in "paper-code".
         refit_every: optimizer steps between fits of ν and α, measurements of the bits, and moves of λ; None: 20, or a
-            hundredth of total_steps where that is less.
+            hundredth of total_steps if that is less.
         schedule: warm-up, ramp and fine-tune tail.
         total_steps: optimizer steps in the whole training; shares in the schedule need it, and a target lands better.
-        only: patterns; where there are any, a weight must match one. A shell pattern on its name, or a module's name.
+        only: patterns; if there are any, a weight must match one. A shell pattern on its name, or a module's name.
         skip: patterns of weights to leave alone; stronger than `only`.
 
     Raises:

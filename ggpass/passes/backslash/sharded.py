@@ -13,7 +13,7 @@ Shards = tuple[Any, tuple[int, ...]]
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Return True if a tensor is a DTensor; asked without loading torch.distributed.tensor where nobody else has."""
+    """Return True if a tensor is a DTensor; asked without loading torch.distributed.tensor if nobody else has."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -24,7 +24,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def shards_of(tensor: Tensor) -> Shards | None:
-    """Over what a tensor is sharded; None where this rank holds all of it."""
+    """Over what a tensor is sharded; None if this rank holds all of it."""
     if not is_distributed(tensor):
         return None
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]

@@ -34,7 +34,6 @@ class ShapeReport(Report):
         self.reshaped = reshaped
 
 
-
 @dataclass(frozen=True)
 class DeepShape(Shaping):
     """w' = Δ·round(Q(p(w); 0.8ν, 0.6α) / Δ), p(w) the rank of w among all weights and ν, α their fit.

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from ggpass.errors import InputError, WeightError
 from ggpass.ggd.density import GGD
 from ggpass.ggd.moments import moments
-from ggpass.passes.gg_init.read_graph import read_graph
-from ggpass.passes.gg_init.read_modules import read_modules
-from ggpass.passes.gg_init.candidate import Candidate, Group, Use
-from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
-from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
+from ggpass.graph.program import Program
+from ggpass.graph.report import Change, Report, Skip
 from ggpass.graph.weights import Selection, as_patterns, check_patterns, matches
 from ggpass.lowering.modules import first_lowered
-from ggpass.graph.report import Change, Report, Skip
-from ggpass.graph.program import Program
+from ggpass.passes.gg_init.candidate import Candidate, Group, Use
+from ggpass.passes.gg_init.read_graph import read_graph
+from ggpass.passes.gg_init.read_modules import read_modules
+from ggpass.passes.gg_init.shapes import AUTO_SHAPES, CheckpointShapes, check_shape, is_like
+from ggpass.passes.gg_init.siblings import Sibling, error_of_std, kept_ratios, shortest
 
 Shape = float | str | Mapping[str, float]
 

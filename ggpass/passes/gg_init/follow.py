@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ggpass.graph.program import Program
 from ggpass.passes.gg_init.gain import gain_of, is_linear, points
 from ggpass.passes.gg_init.operator_names import KEEPERS, MOVERS, POINTWISE, name_of
-from ggpass.graph.program import Program
 
 aten = torch.ops.aten
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ggpass.passes.gg_init import operators
-from ggpass.passes.gg_init.follow import activations_after
-from ggpass.passes.gg_init.operator_names import KEEPERS, REARRANGERS, name_of
-from ggpass.passes.gg_init.candidate import Candidate, Use
 from ggpass.graph.program import Program
 from ggpass.graph.weights import Weight
+from ggpass.passes.gg_init import operators
+from ggpass.passes.gg_init.candidate import Candidate, Use
+from ggpass.passes.gg_init.follow import activations_after
+from ggpass.passes.gg_init.operator_names import KEEPERS, REARRANGERS, name_of
 
 #: Operator -> the position of the weight.
 WEIGHT_AT = {

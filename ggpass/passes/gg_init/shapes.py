@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ggpass.packed.checkpoint import Checkpoint
-from ggpass.packed.dtypes import WEIGHT_DTYPES
 from ggpass.errors import WeightError
 from ggpass.ggd.fit import fit_moments
+from ggpass.packed.checkpoint import Checkpoint
+from ggpass.packed.dtypes import WEIGHT_DTYPES
 from ggpass.passes.gg_init.candidate import Group
 
 #: ν of `shape="auto"` for each kind of operator, as `benchmarks/rate_at_quality.py` found: 0.7 trains the byte LM
@@ -19,6 +19,7 @@ AUTO_SHAPES = {Group.LINEAR: 0.7, Group.CONV: 2.0, Group.EMBEDDING: 0.7}
 
 #: The shapes that weights are drawn with. Outside, a fit says that a tensor is no generalized Gaussian.
 DRAWN_SHAPES = (0.2, 8.0)
+
 
 def check_shape(value: float, of: str) -> float:
     """`value` as ν.

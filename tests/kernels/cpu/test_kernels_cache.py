@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,16 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
     os.utime(others[0], (1, 1))
     library.fetch(AVX2, Build(), tmp_path)
     assert list(tmp_path.glob(".build-*")) == [others[1]]
+
+
+def test_builds_of_many_files_at_once_do_not_trip_over_each_others_folders(tmp_path: Path) -> None:
+    def build(path: Path) -> None:
+        path.write_bytes(b"kernel")
+
+    names = [tmp_path / f"{i}.so" for i in range(400)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda path: cache.obtain(path, build), names)) == names
+    assert not list(tmp_path.glob(".build-*"))
 
 
 @pytest.mark.parametrize("free", [1 << 20, 1 << 40])

@@ -1,4 +1,4 @@
-"""The slope is the gradient of λ·ΣR, by autograd in float64, and the rate node marks a weight's edge and adds nothing."""
+"""The slope is the gradient of λ·ΣR, by autograd in float64; the rate node marks a weight's edge and adds nothing."""
 
 import math
 

@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
-from support.closeness import assert_rejects_corruption, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.closeness import assert_rejects_corruption, assert_within
 from torch import Tensor, nn
 
 from ggpass.ggd import log_moment_ratio
-from ggpass.passes.backslash import BackSlash
+from ggpass.passes.backslash import BackSlash, proximal
 from ggpass.passes.backslash.proximal import Slope, add_slope_, shrink_, slope_of
-from ggpass.passes.backslash import proximal
 
 EPS32 = torch.finfo(torch.float32).eps
 

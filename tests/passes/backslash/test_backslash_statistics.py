@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.closeness import assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
+from support.closeness import assert_within
 from torch import Tensor, nn
 
 from ggpass.errors import InputError, WeightError

@@ -1,15 +1,8 @@
 """The same training on two ranks as in one process: DDP and FSDP2 over gloo on the CPU."""
 
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any
-
-from support import distributed_worker as worker
 import pytest
 import torch
+from support import distributed_worker as worker
 from support.closeness import assert_rejects_corruption, assert_within
 from support.ranks import DISTRIBUTED, Runs, run_ranks
 from torch import Tensor
@@ -21,6 +14,7 @@ from torch import Tensor
 TOLERANCE = 1e-9
 
 pytestmark = pytest.mark.skipif(not DISTRIBUTED, reason="this torch has no gloo")
+
 
 @pytest.fixture(scope="module")
 def one() -> Runs:

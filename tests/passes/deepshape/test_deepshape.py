@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import ggpass
 from ggpass import FormatError, Program, WeightError
 from ggpass.ggd import GGD, fit_moments
-from ggpass.passes import DeepShape
 from ggpass.ggd.moments import Moments
 from ggpass.ggd.quantile import quantile
+from ggpass.passes import DeepShape
 
 STEP = 2.0**-13
 

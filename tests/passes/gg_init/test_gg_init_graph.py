@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import ggpass
 from ggpass import Program
+from ggpass.passes.gg_init.candidate import Use
 from ggpass.passes.gg_init.gain import gain_of, points
 from ggpass.passes.gg_init.read_graph import read_graph
-from ggpass.passes.gg_init.candidate import Use
 
 
 class Function(nn.Module):
