@@ -11,7 +11,8 @@ Each model is built from its configuration with random weights, and asked:
 5. `onnx` (with `--onnx`): `ggpass.export_onnx` with its check in ONNX Runtime.
 
 `share` is that of the bytes of matrices that are quantized in the module. Where torch's own export of the float model
-fails, or its construction on the meta device, the answer is `torch`. Models run in chunks, each in a process that is given up after its time.
+fails, or its construction on the meta device, the answer is `torch`. Models run in chunks, each in a process, and
+each is given up after its time.
 """
 
 import argparse
