@@ -102,8 +102,8 @@ class Same(nn.Conv2d):
     """A convolution that pads as TensorFlow does."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rest = (self.kernel_size[0] - 1) // 2
-        return functional.conv2d(functional.pad(input, [rest] * 4), self.weight, self.bias, self.stride)
+        half = (self.kernel_size[0] - 1) // 2
+        return functional.conv2d(functional.pad(input, [half] * 4), self.weight, self.bias, groups=self.groups)
 
 
 class Product(nn.Linear):

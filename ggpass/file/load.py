@@ -211,8 +211,13 @@ class _Fill:
             elif tensor.device.type == "meta":
                 empty.append(name)
         for path, module in self.model.named_modules():
+            # weight_norm, spectral_norm and prune compute theirs ahead of each forward.
+            hooks = module._forward_pre_hooks.values()
+            known = {getattr(hook, "name", getattr(hook, "_tensor_name", "")) for hook in hooks}
             for leaf, value in module.__dict__.items():
-                if isinstance(value, Tensor) and value.device.type == "meta" and id(value) not in filled:
+                if leaf in known or not isinstance(value, Tensor):
+                    continue
+                if value.device.type == "meta" and id(value) not in filled:
                     empty.append(f"{path}.{leaf}" if path else leaf)
         if empty:
             raise FormatError(

@@ -254,7 +254,9 @@ def test_buffers_that_the_file_does_not_hold_are_named(tmp_path: Path) -> None:
     assert model.embed.weight.device.type == "meta"
     partly = empty()
     partly.rotary = Rotary(48)  # as accelerate.init_empty_weights leaves them
-    assert torch.equal(load(path, into=partly, target="reference")(IDS), compiled_as_packed(tmp_path)(IDS))
+    got, wanted = load(path, into=partly, target="reference")(IDS), compiled_as_packed(tmp_path)(IDS)
+    # The same values; a bias is added after the sum of products here, and before it there.
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
     strange = empty()
     strange.rotary = Rotary(48)
     strange.scale = torch.empty(3, device="meta")
