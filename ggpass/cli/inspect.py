@@ -65,7 +65,7 @@ def inspect_command(
         if packed:
             _show(_counted("decoding", lambda step: measure_packed(packed, step)), packed_table, json)
         else:
-            from ggpass.onnx.coded_file import measure as measure_onnx
+            from ggpass.onnx.inspect import measure as measure_onnx
 
             _show(_counted("reading", lambda step: measure_onnx(file, step)), onnx_table, json)
         return
@@ -102,7 +102,7 @@ def _inspect_floats(file: Path, is_onnx: bool) -> "tuple[Inspection, Checkpoint]
     from ggpass.packed.checkpoint import Checkpoint
 
     if is_onnx:
-        from ggpass.onnx.checkpoint import OnnxCheckpoint
+        from ggpass.onnx.inspect import OnnxCheckpoint
 
         checkpoint: Checkpoint = OnnxCheckpoint(file)
     else:
@@ -139,7 +139,7 @@ def _is_coded_onnx(path: Path) -> bool:
     missing = TARGETS["onnx"].unavailable()
     if missing:
         raise GgpassError(f"reading {path} {missing}")
-    from ggpass.onnx.coded_file import is_coded
+    from ggpass.onnx.inspect import is_coded
     from ggpass.onnx.reader import load
 
     return is_coded(load(path))

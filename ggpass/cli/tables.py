@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ggpass.inspection.inspect import Inspection, WeightFit
     from ggpass.inspection.packed import PackedInspection
-    from ggpass.onnx.coded_file import CodedFile
+    from ggpass.onnx.inspect import CodedFile
 
 #: How the table names the families of densities.
 SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
