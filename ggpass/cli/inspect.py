@@ -24,7 +24,7 @@ from ggpass.packed.manifest import is_packed
 from ggpass.targets import TARGETS
 
 if TYPE_CHECKING:
-    from ggpass.onnx.coded_file import CodedFile
+    from ggpass.onnx.inspect import CodedFile
 
 #: How the table names the families of densities.
 SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
@@ -74,7 +74,7 @@ def inspect_command(
         if packed:
             _show(_counted("decoding", lambda step: measure_packed(packed, step)), packed_table, json)
         else:
-            from ggpass.onnx.coded_file import measure as measure_onnx
+            from ggpass.onnx.inspect import measure as measure_onnx
 
             _show(_counted("reading", lambda step: measure_onnx(file, step)), onnx_table, json)
         return
@@ -106,7 +106,7 @@ def _counted(verb: str, measure: Callable[[Callable[[str], None]], Any]) -> Any:
 
 def _inspect_floats(file: Path, is_onnx: bool) -> tuple[Inspection, Checkpoint]:
     if is_onnx:
-        from ggpass.onnx.checkpoint import OnnxCheckpoint
+        from ggpass.onnx.inspect import OnnxCheckpoint
 
         checkpoint: Checkpoint = OnnxCheckpoint(file)
     else:
@@ -136,7 +136,7 @@ def _is_coded_onnx(path: Path) -> bool:
     missing = TARGETS["onnx"].unavailable()
     if missing:
         raise GgpassError(f"reading {path} {missing}")
-    from ggpass.onnx.coded_file import is_coded
+    from ggpass.onnx.inspect import is_coded
     from ggpass.onnx.reader import load
 
     return is_coded(load(path))

@@ -119,11 +119,8 @@ def _give_bias(main: ir.Graph, node: ir.Node, names: Names, zeros: dict[tuple[in
     key = int(codes.const_value.shape.numpy()[0]), dtype_of(node)
     if key not in zeros:
         length, dtype = key
-        tensor = ir.tensor(
-            np.zeros(length, dtype.numpy()),
-            name=names.new(f"ggpass_zeros_{length}" + ("_half" if dtype is HALF else "")),
-        )
-        zeros[key] = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape([length]))
+        name = names.new(f"ggpass_zeros_{length}" + ("_half" if dtype is HALF else ""))
+        zeros[key] = ir.val(name, const_value=ir.tensor(np.zeros(length, dtype.numpy())))
         main.register_initializer(zeros[key])
     node.resize_inputs(position + 1)
     node.replace_input_with(position, zeros[key])

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 from ggpass.errors import FormatError
 from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import DOMAIN
-from ggpass.onnx.tensors import constant, graphs_of, refer
+from ggpass.onnx.tensors import graphs_of, refer
 from ggpass.onnx.wire import SMALL
 
 #: The opset that a model gets that imports none, and has no node that would need one.
@@ -67,7 +67,7 @@ def _lift_constants(graph: ir.Graph) -> None:
         if tensor.nbytes <= SMALL or output.is_graph_output():
             continue
         if id(tensor) not in lifted:
-            lifted[id(tensor)] = constant(tensor, output.name)
+            lifted[id(tensor)] = ir.val(str(output.name), const_value=tensor)
         ir.convenience.replace_all_uses_with(output, lifted[id(tensor)])
         graph.remove(node, safe=True)
         graph.register_initializer(lifted[id(tensor)])

@@ -1,6 +1,5 @@
 """Opening an ONNX file that someone else wrote: every tensor it refers to is there, and beside it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def load(path: str | Path) -> ir.Model:
         raise FormatError(f"{path} does not exist or is no file; give a .onnx file")
     with explained(f"{path} is no ONNX model, or is damaged", "export it again"):
         proto = read_model(path)
-        for graph in _graphs(proto):
+        for graph in (proto.graph, *proto.functions):
             _make_dense(path, graph)
         model = ir.from_proto(proto)
         empty = not any(len(graph) for graph in model.graphs())
@@ -48,29 +47,17 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
-def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
-    """Yield every graph of a model, and its functions, which have nodes too."""
-    work = [proto.graph, *proto.functions]
-    while work:
-        graph = work.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                work += [attribute.g] if attribute.HasField("g") else []
-                work += attribute.graphs
-
-
 def _make_dense(path: Path, graph: Any) -> None:
-    """Turn sparse initializers and Constant nodes into dense ones: nothing behind this module knows sparse tensors."""
-    for sparse in getattr(graph, "sparse_initializer", ()):
+    """Turn sparse initializers and attributes into dense ones: nothing behind this module knows sparse tensors."""
+    for sparse in getattr(graph, "sparse_initializer", ()):  # a function has none
         graph.initializer.append(_dense(path, sparse))
     if isinstance(graph, onnx.GraphProto):
         del graph.sparse_initializer[:]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
-                dense = onnx.helper.make_attribute("value", _dense(path, attribute.sparse_tensor))
-                attribute.CopyFrom(dense)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            _make_dense(path, body)
+        if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+            attribute.CopyFrom(onnx.helper.make_attribute("value", _dense(path, attribute.sparse_tensor)))
 
 
 def _dense(path: Path, sparse: onnx.SparseTensorProto) -> onnx.TensorProto:

@@ -12,7 +12,7 @@ from ggpass.lowering.decide import Lowering, rows_of
 from ggpass.lowering.encode import encode
 from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
 from ggpass.onnx.nodes import coded_conv, conv_reason, replace
-from ggpass.onnx.tensors import constant, torch_tensor
+from ggpass.onnx.tensors import torch_tensor
 from ggpass.onnx.weights import Use, Weight
 
 
@@ -72,7 +72,7 @@ class Rewriter:
         length = rows if self.lowering.scheme.granularity == "channel" else 1
         codes = ir.LazyTensor(codes_tensor, ir.DataType.UINT8, ir.Shape([rows, columns]), name=codes_name)
         scale = ir.LazyTensor(scale_tensor, ir.DataType.FLOAT, ir.Shape([length]), name=scale_name)
-        return [constant(codes), constant(scale)]
+        return [ir.val(codes_name, const_value=codes), ir.val(scale_name, const_value=scale)]
 
     def _operator(self, operation: str) -> str:
         return operator_name(self.lowering.format.name, operation)
@@ -80,7 +80,7 @@ class Rewriter:
     def _codebook(self) -> ir.Value:
         if self.codebook is None:
             name = self.names.new(f"ggpass_{self.lowering.format.name}_codebook")
-            self.codebook = constant(ir.tensor(self.lowering.format.codebook.numpy(), name=name))
+            self.codebook = ir.val(name, const_value=ir.tensor(self.lowering.format.codebook.numpy()))
             self.model.graph.register_initializer(self.codebook)
         return self.codebook
 
@@ -94,7 +94,7 @@ class Rewriter:
         if weight.transposed != swapped:
             nodes.append(ir.Node("", "Transpose", [nodes[-1].outputs[0]], [ir.AttrInt64s("perm", [1, 0])]))
         elif weight.matrix != shape:
-            target = constant(ir.tensor(np.array(shape, np.int64), name=self.names.new(f"{own}_shape")))
+            target = ir.val(self.names.new(f"{own}_shape"), const_value=ir.tensor(np.array(shape, np.int64)))
             graph.register_initializer(target)
             nodes.append(ir.Node("", "Reshape", [nodes[-1].outputs[0], target], name=f"{own}_reshape"))
         for node in nodes:

@@ -166,17 +166,17 @@ def _to(ctx: InferenceContext) -> int:
 
 _Infer = Callable[[InferenceContext, int], None]
 
-#: Operation -> first input, whether a bias follows, result type, attributes, inference.
-_OPERATIONS: dict[str, tuple[list[_Parameter], bool, str, list[_OpSchema.Attribute], _Infer]] = {
-    "MatMul": ([_X], True, "T", [], _infer_matmul),
-    "Gather": ([_IDS], False, "T", [_TO], _infer_gather),
-    "Dequantize": ([], False, "T", [_TO], _infer_dequantize),
-    "Conv": ([_X], True, "T", _CONV, _infer_conv),
+#: Operation -> first input, whether a bias follows, attributes, inference.
+_OPERATIONS: dict[str, tuple[list[_Parameter], bool, list[_OpSchema.Attribute], _Infer]] = {
+    "MatMul": ([_X], True, [], _infer_matmul),
+    "Gather": ([_IDS], False, [_TO], _infer_gather),
+    "Dequantize": ([], False, [_TO], _infer_dequantize),
+    "Conv": ([_X], True, _CONV, _infer_conv),
 }
 
 
 def _schema(prefix: str, operation: str) -> _OpSchema:
-    first, has_bias, result, attributes, infer = _OPERATIONS[operation]
+    first, has_bias, attributes, infer = _OPERATIONS[operation]
     inputs = [*first, _CODES, _SCALE, *([_CODEBOOK] if prefix == "Codebook" else [])]
     bias = len(inputs)
     inputs += [_BIAS] if has_bias else []
@@ -187,7 +187,7 @@ def _schema(prefix: str, operation: str) -> _OpSchema:
         VERSION,
         (infer.__doc__ or "").strip(),
         inputs=inputs,
-        outputs=[_Parameter("y", result, "The result.")],
+        outputs=[_Parameter("y", "T", "The result.")],
         type_constraints=[(name, _TYPES[name], _TYPE_DOCS[name]) for name in used],
         attributes=[*attributes, _OP_VERSION],
     )

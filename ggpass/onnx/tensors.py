@@ -46,24 +46,13 @@ def torch_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def constant(tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
-    """Return a value for an initializer that holds this tensor, under its name or another."""
-    return ir.Value(
-        name=name or tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape_of(tensor)
-    )
-
-
-def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
-    """Return the shape of a tensor as a value has it."""
-    return ir.Shape([int(size) for size in tensor.shape.numpy()])
-
-
 def refer(value: ir.Value, location: str, offset: int) -> None:
     """Let an initializer refer to its data in a file instead of holding it."""
     tensor = value.const_value
     assert tensor is not None
+    shape = ir.Shape(tensor.shape.numpy())
     value.const_value = ir.ExternalTensor(
-        location, offset, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name)
+        location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
     )
 
 

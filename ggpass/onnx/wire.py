@@ -8,23 +8,17 @@ many bytes (https://protobuf.dev/programming-guides/encoding). So large tensor d
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 #: Tensors up to this many bytes are read with the model.
 SMALL = 1024
 
-#: Field numbers of the messages on the way to a tensor: message -> field -> the message in it.
-_INSIDE = {
-    "Model": {7: "Graph", 25: "Function"},
-    "Function": {7: "Node"},
-    "Graph": {1: "Node", 5: "Tensor"},
-    "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph"},
-}
-_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA, _DATA_TYPE = 9, 4, 10, 2
+#: The messages on the way to a tensor. Sparse ones are not among them: they are made dense when they are read.
+_INSIDE = ("GraphProto", "FunctionProto", "NodeProto", "AttributeProto", "TensorProto")
 #: Fields that hold the bytes of a tensor of this type as they lie in memory; raw_data does for any.
-_PACKED = {_FLOAT_DATA: onnx.TensorProto.FLOAT, _DOUBLE_DATA: onnx.TensorProto.DOUBLE}
+_PACKED = {"float_data": onnx.TensorProto.FLOAT, "double_data": onnx.TensorProto.DOUBLE}
 _LENGTH = 2
 
 
@@ -37,7 +31,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     with path.open("rb") as file:
         size = path.stat().st_size
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
-    return onnx.ModelProto.FromString(_without_data(view, 0, size, "Model", path.name))
+    model = onnx.ModelProto()
+    _parse(model, view, 0, size, path.name)
+    return model
 
 
 def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
@@ -72,42 +68,24 @@ def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         yield key >> 3, kind, start, content, at
 
 
-def _bytes_field(number: int, content: bytes) -> bytes:
-    def varint(value: int) -> bytes:
-        out = bytearray()
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        return bytes([*out, value])
-
-    return varint(number << 3 | _LENGTH) + varint(len(content)) + content
-
-
-def _without_data(view: memoryview, at: int, end: int, message: str, name: str) -> bytes:
-    """Return a message's bytes, its large tensors replaced by references to the file `name`."""
-    if message == "Tensor":
-        return _tensor(view, at, end, name)
-    inside = _INSIDE[message]
-    parts = []
+def _parse(message: Any, view: memoryview, at: int, end: int, name: str) -> None:
+    """Parse a message, its large tensors replaced by references to the file `name`."""
     for number, kind, start, content, stop in _fields(view, at, end):
-        if kind == _LENGTH and number in inside and stop - content > SMALL:
-            parts.append(_bytes_field(number, _without_data(view, content, stop, inside[number], name)))
-        else:
-            parts.append(bytes(view[start:stop]))
-    return b"".join(parts)
-
-
-def _tensor(view: memoryview, at: int, end: int, name: str) -> bytes:
-    fields = list(_fields(view, at, end))
-    dtype = next((_varint(view, c, s)[0] for n, k, _, c, s in fields if n == _DATA_TYPE and k == 0), 0)
-    parts = []
-    for number, kind, start, content, stop in fields:
-        holds_bytes = number == _RAW_DATA or _PACKED.get(number) == dtype
-        if kind == _LENGTH and holds_bytes and stop - content > SMALL:
-            reference = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+        field = message.DESCRIPTOR.fields_by_number.get(number)
+        large = field is not None and kind == _LENGTH and stop - content > SMALL
+        if large and field.message_type is not None and field.message_type.name in _INSIDE:
+            inner = getattr(message, field.name)
+            if hasattr(inner, "add"):
+                inner = inner.add()
+            inner.SetInParent()
+            _parse(inner, view, content, stop, name)
+        elif (
+            large
+            and isinstance(message, onnx.TensorProto)
+            and (field.name == "raw_data" or _PACKED.get(field.name) == message.data_type)
+        ):
+            message.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", name), ("offset", content), ("length", stop - content)):
-                reference.external_data.add(key=key, value=str(value))
-            parts.append(reference.SerializeToString())
+                message.external_data.add(key=key, value=str(value))
         else:
-            parts.append(bytes(view[start:stop]))
-    return b"".join(parts)
+            message.MergeFromString(bytes(view[start:stop]))

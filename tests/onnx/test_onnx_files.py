@@ -18,7 +18,7 @@ from support.onnx_runs import WAYS, onnx, onnxruntime
 import ggpass
 from ggpass import FormatError, GgpassError, InputError, TargetError
 from ggpass.onnx import save as saving
-from ggpass.onnx.coded_file import measure
+from ggpass.onnx.inspect import measure
 from ggpass.packed.staging import Staging
 
 pytest.importorskip("onnx_ir", reason="needs onnx-ir; pip install 'ggpass[onnx]'")

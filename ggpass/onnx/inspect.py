@@ -1,4 +1,4 @@
-"""H = −Σ p_c log2 p_c of the codes of each weight in an exported file, and what else the file holds."""
+"""An ONNX file as `ggpass inspect` reads it: float weights as a Checkpoint, and H = −Σ p_c log2 p_c of stored codes."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -7,13 +7,43 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from torch import Tensor
 
 from ggpass.errors import FormatError
 from ggpass.inspection.packed import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
+from ggpass.onnx.normalize import normalize
 from ggpass.onnx.reader import load
-from ggpass.onnx.tensors import bytes_of, tensor_bytes
+from ggpass.onnx.tensors import bytes_of, tensor_bytes, torch_tensor
+from ggpass.onnx.weights import find_weights
+from ggpass.packed.checkpoint import Checkpoint, TensorInfo
 from ggpass.packed.codec.model import histogram
+from ggpass.packed.dtypes import name_of
+
+
+class OnnxCheckpoint(Checkpoint):
+    """Every floating constant of the graph; a matrix has the output channels of its use as rows, however it is stored.
+
+    Raises:
+        FormatError: not an ONNX model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        model = load(path)
+        normalize(model)  # weights inside functions are weights too
+        self._weights = {weight.names[0]: weight for weight in find_weights(model)}
+        self.tensors = tuple(
+            TensorInfo(name, tuple((w.tensor.t() if w.transposed else w.tensor).shape), name_of(w.tensor), self.path)
+            for name, w in self._weights.items()
+        )
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._weights:
+            raise FormatError(f"{self.path} holds no tensor {name!r}; `ggpass inspect` lists them")
+        weight = self._weights[name]
+        tensor = torch_tensor(weight.data)
+        return tensor.t() if weight.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -58,8 +88,8 @@ class CodedFile:
 
 
 def is_coded(model: ir.Model) -> bool:
-    """Whether a model computes with our operators."""
-    return any(node.domain == DOMAIN for graph in model.graphs() for node in graph)
+    """Return True if a model computes with our operators."""
+    return any(node.domain == DOMAIN for node in model.graph.all_nodes())
 
 
 def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> CodedFile:
@@ -69,26 +99,22 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
         FormatError: not an ONNX model, or codes that are computed rather than stored.
     """
     model = load(path)
-    users: dict[str, list[str]] = {}
-    values: dict[str, ir.Value] = {}
-    for graph in model.graphs():
-        for node in graph:
-            if node.domain == DOMAIN:
-                codes = node.inputs[0 if node.op_type.endswith("Dequantize") else 1]
-                if codes is None or codes.const_value is None:
-                    raise FormatError(f"{path}: the codes of {node.name!r} are no constant; export the model again")
-                users.setdefault(str(codes.name), []).append(node.op_type)
-                values[str(codes.name)] = codes
+    users: dict[ir.Value, list[str]] = {}
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN:
+            codes = node.inputs[0 if node.op_type.endswith("Dequantize") else 1]
+            if codes is None or codes.const_value is None:
+                raise FormatError(f"{path}: the codes of {node.name!r} are no constant; export the model again")
+            users.setdefault(codes, []).append(node.op_type)
     tensors = []
-    for name, value in values.items():
+    for value, used in users.items():
+        name, tensor = str(value.name), value.const_value
         progress(name)
-        tensor = value.const_value
         assert tensor is not None
         shape = tuple(int(size) for size in tensor.shape.numpy())
         if tensor.dtype is not ir.DataType.UINT8 or len(shape) != 2:
             raise FormatError(f"{path}: codes are (N, K) uint8, and {name!r} is {tensor.dtype.name} {shape}")
         bits = histogram(np.ascontiguousarray(tensor.numpy())).bits
-        used = users[name]
         operators = tuple(dict.fromkeys(used))
         tensors.append(CodedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
     return CodedFile(
