@@ -18,14 +18,13 @@ from ggpass.graph.report import Report
 from ggpass.lowering.decide import Lowering, decide
 from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
-from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import Names
 from ggpass.onnx.nodes import complete
 from ggpass.onnx.normalize import drop_traces, normalize, with_opset
-from ggpass.onnx.reader import load
+from ggpass.onnx.reader import explained, load
 from ggpass.onnx.rewrite import Rewriter
 from ggpass.onnx.save import check_path, save
-from ggpass.onnx.tensors import bytes_of, files_of
+from ggpass.onnx.tensors import files_of
 from ggpass.onnx.weights import find_weights, other_constants
 
 
@@ -44,7 +43,7 @@ def lower_file(
         sources = files_of(path_in, model)
         if path_out.resolve() in [file.resolve() for file in sources]:
             raise InputError(f"{path_out} would overwrite the model itself; write to another file")
-        before = bytes_of(path_in, model)
+        before = sum(file.stat().st_size for file in sources)
         report = Report("LowerOnnx")
         normalize(model)
         notes = [drop_traces(model)]
@@ -73,16 +72,3 @@ def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
     report.changes += [rewriter.lower(weight) for weight in weights if weight.names[0] in chosen]
     report.skips += others
     complete(model, names)
-    for graph in model.graphs():
-        _remove_unread(graph)
-
-
-def _remove_unread(graph: ir.Graph) -> None:
-    """Erase what passed the float weights on, and the weights themselves."""
-    for node in reversed(list(graph)):
-        passes_on = node.op_type in ("Transpose", "Cast", "Identity", "Constant") and node.domain == ""
-        if passes_on and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[name]
