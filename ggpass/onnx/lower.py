@@ -11,8 +11,6 @@
 
 from pathlib import Path
 
-import onnx_ir as ir
-
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
 from ggpass.lowering.decide import Lowering, decide
@@ -50,25 +48,16 @@ def lower_file(
         if fallback:
             model, converted = with_opset(model, MIN_OPSET, str(path_in))
             notes.append(converted)
-        lower_model(model, lowering, report)
+        schema.register()
+        weights = find_weights(model)
+        lowering.selection.check(name for weight in weights if weight.is_matrix for name in weight.names)
+        names, others = Names(model), other_constants(model)
+        rewriter = Rewriter(model, lowering, names)
+        chosen = {weight.names[0] for weight in decide(weights, lowering, report)}
+        report.changes += [rewriter.lower(weight) for weight in weights if weight.names[0] in chosen]
+        report.skips += others
+        complete(model, names)
         written, opened = save(model, path_out, fallback, external_data, sources)
     report.notes += [note for note in (*notes, opened) if note]
     report.notes.append(f"{path_out.name}: {written} bytes, {written / before:.3f} of {path_in.name}")
     return report
-
-
-def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
-    """Rewrite a normalized model in place; codes are computed when it is written.
-
-    Raises:
-        WeightError: a pattern that matches nothing, or an integer weight.
-    """
-    schema.register()
-    weights = find_weights(model)
-    lowering.selection.check(name for weight in weights if weight.is_matrix for name in weight.names)
-    names, others = Names(model), other_constants(model)
-    rewriter = Rewriter(model, lowering, names)
-    chosen = {weight.names[0] for weight in decide(weights, lowering, report)}
-    report.changes += [rewriter.lower(weight) for weight in weights if weight.names[0] in chosen]
-    report.skips += others
-    complete(model, names)
