@@ -14,7 +14,7 @@ from ggpass.inspection.packed import StoredWeight, total
 from ggpass.onnx.names import DOMAIN
 from ggpass.onnx.normalize import normalize
 from ggpass.onnx.reader import load
-from ggpass.onnx.tensors import bytes_of, tensor_bytes, torch_tensor
+from ggpass.onnx.tensors import files_of, tensor_bytes, torch_tensor
 from ggpass.onnx.weights import find_weights
 from ggpass.packed.checkpoint import Checkpoint, TensorInfo
 from ggpass.packed.codec.model import histogram
@@ -119,7 +119,7 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
         tensors.append(CodedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
     return CodedFile(
         opset=model.opset_imports.get("", 0),
-        file_bytes=bytes_of(path, model),
+        file_bytes=sum(file.stat().st_size for file in files_of(path, model)),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),
         tensors=tuple(tensors),
         other_bytes=tensor_bytes(model) - sum(tensor.bytes for tensor in tensors),

@@ -11,21 +11,18 @@
 
 from pathlib import Path
 
-import onnx_ir as ir
-
 from ggpass.errors import InputError
 from ggpass.graph.report import Report
 from ggpass.lowering.decide import Lowering, decide
 from ggpass.onnx import schema
 from ggpass.onnx.bodies import MIN_OPSET, Fallback
-from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import Names
 from ggpass.onnx.nodes import complete
 from ggpass.onnx.normalize import drop_traces, normalize, with_opset
-from ggpass.onnx.reader import load
+from ggpass.onnx.reader import explained, load
 from ggpass.onnx.rewrite import Rewriter
 from ggpass.onnx.save import check_path, save
-from ggpass.onnx.tensors import bytes_of, files_of
+from ggpass.onnx.tensors import files_of
 from ggpass.onnx.weights import find_weights, other_constants
 
 
@@ -44,45 +41,23 @@ def lower_file(
         sources = files_of(path_in, model)
         if path_out.resolve() in [file.resolve() for file in sources]:
             raise InputError(f"{path_out} would overwrite the model itself; write to another file")
-        before = bytes_of(path_in, model)
+        before = sum(file.stat().st_size for file in sources)
         report = Report("LowerOnnx")
         normalize(model)
         notes = [drop_traces(model)]
         if fallback:
             model, converted = with_opset(model, MIN_OPSET, str(path_in))
             notes.append(converted)
-        lower_model(model, lowering, report)
+        schema.register()
+        weights = find_weights(model)
+        lowering.selection.check(name for weight in weights if weight.is_matrix for name in weight.names)
+        names, others = Names(model), other_constants(model)
+        rewriter = Rewriter(model, lowering, names)
+        chosen = {weight.names[0] for weight in decide(weights, lowering, report)}
+        report.changes += [rewriter.lower(weight) for weight in weights if weight.names[0] in chosen]
+        report.skips += others
+        complete(model, names)
         written, opened = save(model, path_out, fallback, external_data, sources)
     report.notes += [note for note in (*notes, opened) if note]
     report.notes.append(f"{path_out.name}: {written} bytes, {written / before:.3f} of {path_in.name}")
     return report
-
-
-def lower_model(model: ir.Model, lowering: Lowering, report: Report) -> None:
-    """Rewrite a normalized model in place; codes are computed when it is written.
-
-    Raises:
-        WeightError: a pattern that matches nothing, or an integer weight.
-    """
-    schema.register()
-    weights = find_weights(model)
-    lowering.selection.check(name for weight in weights if weight.is_matrix for name in weight.names)
-    names, others = Names(model), other_constants(model)
-    rewriter = Rewriter(model, lowering, names)
-    chosen = {weight.names[0] for weight in decide(weights, lowering, report)}
-    report.changes += [rewriter.lower(weight) for weight in weights if weight.names[0] in chosen]
-    report.skips += others
-    complete(model, names)
-    for graph in model.graphs():
-        _remove_unread(graph)
-
-
-def _remove_unread(graph: ir.Graph) -> None:
-    """Erase what passed the float weights on, and the weights themselves."""
-    for node in reversed(list(graph)):
-        passes_on = node.op_type in ("Transpose", "Cast", "Identity", "Constant") and node.domain == ""
-        if passes_on and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[name]

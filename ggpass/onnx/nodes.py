@@ -14,6 +14,11 @@ from ggpass.errors import FormatError
 from ggpass.onnx.bodies import CAST_LIKE_OPSET
 from ggpass.onnx.names import DOMAIN, Names
 
+HALF = ir.DataType.FLOAT16
+#: What leads to float weights, and is of no use once nothing reads it.
+PASSES_ON = [("", operation) for operation in ("Transpose", "Cast", "Identity", "Constant", "Reshape")]
+PASSES_ON += [(DOMAIN, "RF8Dequantize"), (DOMAIN, "CodebookDequantize")]
+
 
 def complete(model: ir.Model, names: Names) -> int:
     """Apply 1 to 4 to a model and to the bodies of its If and Loop nodes; return the number of fused convolutions."""
@@ -25,10 +30,9 @@ def complete(model: ir.Model, names: Names) -> int:
                 _give_bias(model.graph, node, names, zeros)
                 if model.opset_imports.get("", CAST_LIKE_OPSET) < CAST_LIKE_OPSET and dtype_of(node) is HALF:
                     _widen(graph, node, names)
+    for graph in model.graphs():
+        _remove_unread(graph)
     return fused
-
-
-HALF = ir.DataType.FLOAT16
 
 
 def dtype_of(node: ir.Node) -> ir.DataType:
@@ -36,14 +40,9 @@ def dtype_of(node: ir.Node) -> ir.DataType:
     return node.outputs[0].dtype or (node.inputs[0].dtype if node.inputs[0] else None) or ir.DataType.FLOAT
 
 
-def conv_reason(conv: ir.Node, kernel: list[int]) -> str:
-    """Why a Conv has no coded twin; empty where it has one."""
-    if len(kernel) not in (1, 2):
-        return f"a convolution of {len(kernel)} spatial dimensions has no operator of its own"
-    padding = conv.attributes.get_string("auto_pad", "NOTSET")
-    if padding not in ("NOTSET", "VALID"):
-        return f"auto_pad={padding} depends on the input's size"
-    return ""
+def has_coded_twin(conv: ir.Node, kernel: list[int]) -> bool:
+    """Return True if a Conv has one or two spatial dimensions, and padding that the input's size has no say in."""
+    return len(kernel) in (1, 2) and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
 
 
 def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list[int]) -> ir.Node:
@@ -71,12 +70,14 @@ def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list
     )
 
 
-def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put `new` in the place of `old`: its output takes over the name, type, shape and users."""
+def replace(graph: ir.Graph, old: ir.Node, new: ir.Node, dtype: ir.DataType | None = None) -> None:
+    """Put `new` in the place of `old`: its output takes over the name, type, shape and users.
+
+    A given dtype is trusted more: a model's own annotations are optional, and some converters leave them wrong.
+    """
     was, now = old.outputs[0], new.outputs[0]
     now.name, now.shape = was.name, was.shape
-    if now.type is None:
-        now.type = was.type
+    now.type = ir.TensorType(dtype) if dtype else was.type
     graph.insert_before(old, new)
     ir.convenience.replace_all_uses_with(was, now, replace_graph_outputs=True)
     graph.remove(old, safe=True)
@@ -95,18 +96,23 @@ def _fuse_convolutions(graph: ir.Graph) -> int:
         if decode is None or decode.domain != DOMAIN or shape is None or not shape.is_static():
             continue
         kernel = [int(size) for size in shape.numpy()[2:]]
-        if decode.graph is not graph or conv_reason(conv, kernel):
+        if decode.graph is not graph or not has_coded_twin(conv, kernel):
             continue
         operator = decode.op_type.replace("Dequantize", "Conv")
         replace(graph, conv, coded_conv(conv, operator, [v for v in decode.inputs if v is not None], kernel))
-        shape_value = reshape.inputs[1]
-        for node in (reshape, decode):
-            if not list(node.outputs[0].uses()):
-                graph.remove(node, safe=True)
-        if shape_value is not None and shape_value.is_initializer() and not list(shape_value.uses()):
-            del graph.initializers[str(shape_value.name)]
         fused += 1
     return fused
+
+
+def _remove_unread(graph: ir.Graph) -> None:
+    """Erase what only passed weights on, and the initializers that nothing reads any more."""
+    for node in reversed(list(graph)):
+        passes_on = (node.domain, node.op_type) in PASSES_ON
+        if passes_on and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del graph.initializers[name]
 
 
 def _give_bias(main: ir.Graph, node: ir.Node, names: Names, zeros: dict[tuple[int, ir.DataType], ir.Value]) -> None:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from ggpass.errors import FormatError
-from ggpass.onnx.boundary import explained
 from ggpass.onnx.names import DOMAIN
+from ggpass.onnx.reader import explained
 from ggpass.onnx.tensors import graphs_of, refer
 from ggpass.onnx.wire import SMALL
 

@@ -1,6 +1,7 @@
 """Coded nodes in the place of float ones."""
 
 import dataclasses
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -11,19 +12,18 @@ from ggpass.graph.weights import Kind
 from ggpass.lowering.decide import Lowering, rows_of
 from ggpass.lowering.encode import encode
 from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
-from ggpass.onnx.nodes import coded_conv, conv_reason, replace
+from ggpass.onnx.nodes import coded_conv, has_coded_twin, replace
 from ggpass.onnx.tensors import torch_tensor
 from ggpass.onnx.weights import Use, Weight
 
 
+@dataclasses.dataclass
 class Rewriter:
     """Gives weights of one model their codes, and their nodes the operators that compute with them."""
 
-    def __init__(self, model: ir.Model, lowering: Lowering, names: Names) -> None:
-        self.model = model
-        self.lowering = lowering
-        self.names = names
-        self.codebook: ir.Value | None = None
+    model: ir.Model
+    lowering: Lowering
+    names: Names
 
     def lower(self, weight: Weight) -> Change:
         """Give one weight codes, at all its uses."""
@@ -34,7 +34,7 @@ class Rewriter:
         for value in operands:
             graph.register_initializer(value)
         if takes_codebook(self.lowering.format.name):
-            operands.append(self._codebook())
+            operands.append(self._codebook)
         decoded: dict[tuple[bool, ir.DataType], ir.Value] = {}
         for use in weight.uses:
             assert isinstance(use, Use)
@@ -77,12 +77,12 @@ class Rewriter:
     def _operator(self, operation: str) -> str:
         return operator_name(self.lowering.format.name, operation)
 
+    @cached_property
     def _codebook(self) -> ir.Value:
-        if self.codebook is None:
-            name = self.names.new(f"ggpass_{self.lowering.format.name}_codebook")
-            self.codebook = ir.val(name, const_value=ir.tensor(self.lowering.format.codebook.numpy()))
-            self.model.graph.register_initializer(self.codebook)
-        return self.codebook
+        name = self.names.new(f"ggpass_{self.lowering.format.name}_codebook")
+        codebook = ir.val(name, const_value=ir.tensor(self.lowering.format.codebook.numpy()))
+        self.model.graph.register_initializer(codebook)
+        return codebook
 
     def _decode(
         self, graph: ir.Graph, operands: list[ir.Value], weight: Weight, swapped: bool, dtype: ir.DataType
@@ -110,13 +110,13 @@ class Rewriter:
         if use.kind is Kind.EMBEDDING:
             to = ir.AttrInt64("to", int(use.dtype))
             new = ir.Node(DOMAIN, self._operator("Gather"), [node.inputs[1], *operands], [to], name=node.name)
-            _replace(graph, node, new, use.dtype)
+            replace(graph, node, new, use.dtype)
         elif use.kind is Kind.CONV:
             kernel = list(weight.tensor.shape[2:])
-            if conv_reason(node, kernel):
-                node.replace_input_with(1, self._decode(graph, operands, weight, False, use.dtype))
+            if has_coded_twin(node, kernel):
+                replace(graph, node, coded_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
             else:
-                _replace(graph, node, coded_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
+                node.replace_input_with(1, self._decode(graph, operands, weight, False, use.dtype))
         else:
             self._matmul(graph, node, operands, weight.tensor.shape[1 if use.transposed else 0], use.dtype)
 
@@ -125,36 +125,23 @@ class Rewriter:
     ) -> None:
         """MatMul, MatMul and Add, or Gemm: one node, and an Add if what is added is no bias."""
         added = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-        last = node
-        if node.op_type == "MatMul":
-            add = _only_user(node)
-            if add is not None and add.op_type == "Add" and add.graph is graph:
-                other = next((v for v in add.inputs if v is not node.outputs[0]), None)
-                if _is_bias(other, channels):
-                    added, last = other, add
+        product, last = node.outputs[0], node
+        users = [] if product.is_graph_output() else [user for user, _ in product.uses()]
+        if node.op_type == "MatMul" and [user.op_type for user in users] == ["Add"] and users[0].graph is graph:
+            other = next((value for value in users[0].inputs if value is not product), None)
+            if _is_bias(other, channels):
+                added, last = other, users[0]
         bias = added if _is_bias(added, channels) else None
         inputs = [node.inputs[0], *operands, *([bias] if bias is not None else [])]
         new = ir.Node(DOMAIN, self._operator("MatMul"), inputs, name=node.name)
         new.outputs[0].type = ir.TensorType(dtype)
         if added is not None and bias is None:
-            new.outputs[0].name = self.names.new(f"{node.outputs[0].name}_product")
+            new.outputs[0].name = self.names.new(f"{product.name}_product")
             graph.insert_before(node, new)
             new = ir.Node("", "Add", [new.outputs[0], added], name=f"{node.name}_add")
-        _replace(graph, last, new, dtype)
+        replace(graph, last, new, dtype)
         if last is not node:
             graph.remove(node, safe=True)
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, dtype: ir.DataType) -> None:
-    # The use tells the type; the model's own annotation of it is optional, and some converters leave it wrong.
-    new.outputs[0].type = ir.TensorType(dtype)
-    replace(graph, old, new)
-
-
-def _only_user(node: ir.Node) -> ir.Node | None:
-    """The node that alone reads the result; None if others do, or the graph returns it."""
-    users = list(node.outputs[0].uses())
-    return users[0].node if len(users) == 1 and not node.outputs[0].is_graph_output() else None
 
 
 def _is_bias(value: ir.Value | None, channels: int) -> bool:

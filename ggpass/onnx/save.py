@@ -20,8 +20,7 @@ import onnxruntime
 
 from ggpass.errors import GgpassError, InputError, TargetError
 from ggpass.onnx.bodies import Fallback, attach_functions
-from ggpass.onnx.boundary import explained
-from ggpass.onnx.reader import load
+from ggpass.onnx.reader import explained, load
 from ggpass.onnx.tensors import MappedTensor, refer, tensor_bytes, tensors_of
 from ggpass.onnx.wire import SMALL
 from ggpass.onnxruntime import library_or_reason
@@ -118,22 +117,19 @@ def open_once(path: Path, name: str, fallback: Fallback | None, sources: Sequenc
 
 
 def _refusal(path: Path, library: Path | None) -> Exception | None:
-    try:
-        _open(path, library)
-    except Exception as error:  # ONNX Runtime raises its own classes, all derived from Exception
-        return error
-    return None
-
-
-def _open(path: Path, library: Path | None) -> None:
+    """Return what ONNX Runtime raises when it opens a file, or None."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own classes, all derived from Exception
+        return error
+    return None
 
 
 def _write_data(model: ir.Model, file: BinaryIO) -> list[tuple[ir.Value, int]]:

@@ -15,7 +15,7 @@ The model-local functions of `ggpass.onnx.bodies` compute the same by standard o
 from collections.abc import Callable
 
 import onnx.defs
-from onnx import TensorProto, TypeProto
+from onnx import TensorProto
 from onnx.shape_inference import InferenceContext, InferenceError
 
 from ggpass.onnx.names import DOMAIN, VERSION
@@ -37,7 +37,7 @@ _SCALE = _Parameter("scale", "tensor(float)", "(N) or (1), finite.")
 _CODEBOOK = _Parameter("codebook", "tensor(float)", "(256), the value of each code.")
 _BIAS = _Parameter("bias", "T", "(N).", param_option=_Optional)
 
-_INT, _INTS = _OpSchema.AttrType.INT, _OpSchema.AttrType.INTS
+_INTS = _OpSchema.AttrType.INTS
 _TO = _OpSchema.Attribute(
     "to", onnx.helper.make_attribute("to", TensorProto.FLOAT), "ONNX type of the result: 1 float, 10 float16."
 )
@@ -64,17 +64,7 @@ def _shape(ctx: InferenceContext, index: int) -> list[Dim] | None:
 
 
 def _set_output(ctx: InferenceContext, elem_type: int, shape: list[Dim] | None) -> None:
-    result = TypeProto()
-    result.tensor_type.elem_type = elem_type
-    if shape is not None:
-        result.tensor_type.shape.SetInParent()
-        for dim in shape:
-            added = result.tensor_type.shape.dim.add()
-            if isinstance(dim, int):
-                added.dim_value = dim
-            elif dim:
-                added.dim_param = dim
-    ctx.set_output_type(0, result)
+    ctx.set_output_type(0, onnx.helper.make_tensor_type_proto(elem_type, shape))
 
 
 def _require(condition: bool, message: str) -> None:

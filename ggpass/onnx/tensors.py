@@ -97,11 +97,6 @@ def files_of(path: Path, model: ir.Model) -> list[Path]:
     return [path, *sorted(beside - {path.resolve()})]
 
 
-def bytes_of(path: Path, model: ir.Model) -> int:
-    """Return the bytes of those files together."""
-    return sum(file.stat().st_size for file in files_of(path, model))
-
-
 def tensor_bytes(model: ir.Model) -> int:
     """Return the bytes of all tensors, without reading them."""
     return sum(tensor.nbytes for tensor, _ in tensors_of(model))
