@@ -8,7 +8,7 @@ Each model is built from its configuration with random weights, and asked:
 2. `file`: `ggpass.save`, then `ggpass.load` into a model of other values, gives the same output, bit for bit;
 3. `meta`: loading into a model on the meta device does too;
 4. `traced`: with example inputs, it equals the module with the same weights quantized (relative 1e-4);
-5. `onnx` (with `--onnx`): `ggpass.export_onnx` with its check in ONNX Runtime.
+5. `onnx` (of transformers models with `--onnx`): `ggpass.export_onnx` with its check in ONNX Runtime.
 
 `share` is that of the bytes of matrices that are quantized in the module. Where torch's own export of the float model
 fails, or its construction on the meta device, the answer is `torch`. Models run in chunks, each in a process, and
@@ -309,7 +309,7 @@ def worker(names: list[str], onnx: bool) -> None:
         start = time.perf_counter()
         try:
             with limited(SECONDS_A_MODEL), torch.no_grad():
-                answer = examine(name, onnx)
+                answer = examine(name, onnx or name in TORCH_MODELS)
         except Exception as error:
             answer = {"name": name, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]}
         print("@", json.dumps({**answer, "seconds": time.perf_counter() - start}), flush=True)
@@ -383,7 +383,7 @@ def table(answers: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--onnx", action="store_true", help="write each as an ONNX file too")
+    parser.add_argument("--onnx", action="store_true", help="write those of transformers as ONNX files too (an hour)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
