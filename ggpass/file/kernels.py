@@ -8,7 +8,8 @@ from torch import nn
 
 from ggpass.errors import FormatError
 from ggpass.graph.report import Report
-from ggpass.kernels.cuda.cubin import FROM_FILES, Cubin
+from ggpass.kernels.cuda import cubin
+from ggpass.kernels.cuda.cubin import Cubin
 from ggpass.packed.reader import PackedFile
 from ggpass.targets.artifact import Artifact
 
@@ -28,7 +29,7 @@ def kernels_of(model: nn.Module | Artifact) -> tuple[Cubin, ...]:
 
 def kernels_to_save(model: nn.Module | Artifact) -> dict[str, bytes]:
     """Their bytes, by name in the file."""
-    return {f"{PREFIX}{cubin.arch}/{cubin.name}": cubin.to_bytes() for cubin in kernels_of(model)}
+    return {f"{PREFIX}{kernel.arch}/{kernel.name}": kernel.to_bytes() for kernel in kernels_of(model)}
 
 
 def read_kernels(path: str | Path) -> tuple[Cubin, ...]:
@@ -55,7 +56,7 @@ def take_kernels(found: tuple[Cubin, ...], into: Any, report: Report) -> None:
     """Let the kernels of a file serve this process, and the model carry them on."""
     if not found:
         return
-    foreign = FROM_FILES.add(found)
+    foreign = cubin.FROM_FILES.add(found)
     report.notes.append(f"carries {len(found)} CUDA kernels for {', '.join(sorted({c.arch for c in found}))}")
     if foreign:
         report.notes.append(
