@@ -438,7 +438,7 @@ def report(compiled: Any) -> Report:
 
 
 def sizes(compiled: Any) -> Sizes:
-    """Bytes of the tensors before and after, of something that `compile` returned.
+    """Return bytes of the tensors before and after, of something that `compile` returned.
 
     Raises:
         InputError: it did not come from ggpass.

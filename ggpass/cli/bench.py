@@ -120,7 +120,7 @@ def parse_shape(text: str) -> tuple[int, int]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The logits or hidden states of a model's output, its first tensor, as (vectors, width)."""
+    """Return the logits or hidden states of a model's output, its first tensor, as (vectors, width)."""
     tensor = output[0] if not hasattr(output, "dim") else output
     return tensor.detach().float().flatten(0, -2)
 

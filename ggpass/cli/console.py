@@ -17,7 +17,7 @@ FILE_WIDTH = 160
 
 
 def stdout() -> Console:
-    """The console for results; wide where a file or a pipe reads it."""
+    """Return the console for results; wide where a file or a pipe reads it."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
 
@@ -34,7 +34,7 @@ def echo_json(data: Any) -> None:
 
 
 def stderr() -> Console:
-    """The console for progress and errors."""
+    """Return the console for progress and errors."""
     return Console(stderr=True)
 
 
@@ -55,7 +55,7 @@ def as_options(message: str) -> str:
 
 
 def progress() -> Progress:
-    """A bar that names what it is at, and goes away when it is done; silent where stderr is no terminal."""
+    """Return a bar that names what it is at, and goes away when it is done; silent where stderr is no terminal."""
     console = stderr()
     return Progress(
         TextColumn("{task.description}"),

@@ -177,7 +177,7 @@ def _best_fit_lines(result: Inspection) -> list[str]:
 
 
 def inspection_table(result: Inspection, width: int) -> Group:
-    """The table of an inspection and the lines below it, for a terminal of that many columns."""
+    """Return the table of an inspection and the lines below it, for a terminal of that many columns."""
     dtypes = {fit.info.dtype for fit in result.weights}
     columns = [
         Column("\nweight", f"all {len(result.weights)} matrices"),
@@ -213,7 +213,7 @@ def inspection_table(result: Inspection, width: int) -> Group:
 
 
 def packed_table(result: PackedInspection, width: int) -> Group:
-    """One row for each coded tensor, the sums as its foot, and what is not coded below it."""
+    """Return one row for each coded tensor, the sums as its foot, and what is not coded below it."""
     figures = [
         [count(t.elements), size(t.bytes), f"{t.bits:.3f}", f"{t.entropy:.3f}", f"{t.efficiency:.2%}"]
         for t in (result.total, *result.coded)
@@ -233,7 +233,7 @@ def packed_table(result: PackedInspection, width: int) -> Group:
 
 
 def onnx_table(result: "CodedFile", width: int) -> Group:
-    """One row for each weight, the sums as its foot, and what the file is below it."""
+    """Return one row for each weight, the sums as its foot, and what the file is below it."""
     codes = result.total
     columns = [
         Column("codes", f"all {len(result.tensors)} weights"),

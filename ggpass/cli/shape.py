@@ -48,7 +48,7 @@ def shape_command(
 
 
 def shape_table(report: ShapeReport, settings: DeepShape, width: int) -> Group:
-    """One row for each reshaped weight, all of them as the foot, and below it what stays."""
+    """Return one row for each reshaped weight, all of them as the foot, and below it what stays."""
     done, left = report.reshaped, left_lines((skip.name, skip.reason) for skip in report.skips)
     if done is None or not done.shaped:
         return with_lines(None, ["nothing was reshaped: the new file holds what the old one does", *left])

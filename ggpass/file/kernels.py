@@ -23,17 +23,17 @@ IN_ARTIFACT, IN_MODULE = "kernels", "ggpass_kernels"
 
 
 def kernels_of(model: nn.Module | Artifact) -> tuple[Cubin, ...]:
-    """The kernels that a model carries: those of the target `cuda`."""
+    """Return the kernels that a model carries: those of the target `cuda`."""
     return model.__dict__.get(IN_ARTIFACT if isinstance(model, Artifact) else IN_MODULE, ())
 
 
 def kernels_to_save(model: nn.Module | Artifact) -> dict[str, bytes]:
-    """Their bytes, by name in the file."""
+    """Return their bytes, by name in the file."""
     return {f"{PREFIX}{kernel.arch}/{kernel.name}": kernel.to_bytes() for kernel in kernels_of(model)}
 
 
 def read_kernels(path: str | Path) -> tuple[Cubin, ...]:
-    """The kernels that a file carries.
+    """Return the kernels that a file carries.
 
     Raises:
         FormatError: one is damaged, or is no kernel; the message names it.

@@ -99,7 +99,7 @@ def _check_paths(source: Path, target: Path, replace: bool) -> None:
 
 
 def _choose(file: TensorFile, settings: DeepShape, aliases: dict[str, str], report: ShapeReport) -> list[Weight]:
-    """The tensors to reshape, in the order of the file; the others go into the report."""
+    """Return the tensors to reshape, in the order of the file; the others go into the report."""
     weights = []
     for entry in file.layout.entries.values():
         dtype = TORCH_DTYPES.get(entry.dtype)

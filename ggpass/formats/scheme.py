@@ -52,7 +52,7 @@ class Quantized:
 
 
 def row_blocks(rows: int, columns: int) -> range:
-    """The starts of blocks of rows of about BLOCK_ELEMENTS elements; the range's step is the rows of a block."""
+    """Return the starts of blocks of rows of about BLOCK_ELEMENTS elements; the range's step is the rows of a block."""
     return range(0, rows, max(1, BLOCK_ELEMENTS // max(1, columns)))
 
 

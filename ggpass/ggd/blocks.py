@@ -12,7 +12,7 @@ DEVICE_BLOCK = 1 << 22
 
 
 def blocks(weight: Tensor, size: int | None = None) -> Iterator[Tensor]:
-    """Every element once, in flat views of at most `size` elements; writing to them writes the tensor.
+    """Return every element once, in flat views of at most `size` elements; writing to them writes the tensor.
 
     A tensor with gaps between its elements is walked along its outermost dimension; an empty one has no block.
 

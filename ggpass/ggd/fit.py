@@ -83,7 +83,7 @@ def _shape(magnitudes: Magnitudes, start: float, tolerance: float) -> float:
 
 
 def _centred(whole: Magnitudes, shape: float) -> tuple[Magnitudes, float]:
-    """The magnitudes about the likeliest mean and the shape there, by turns, on the thinned weight."""
+    """Return the magnitudes about the likeliest mean and the shape there, by turns, on the thinned weight."""
     flat = whole.thinned().weight.flatten().double().sort().values
     if bool(flat[0] == flat[-1]):
         raise WeightError("a generalized Gaussian with a free mean cannot be fitted to equal values; fit about zero")

@@ -54,7 +54,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """The number of symbols."""
+        """Return the number of symbols."""
         return int(self.counts.sum())
 
     @property
@@ -64,7 +64,7 @@ class Histogram:
 
     @property
     def zeros(self) -> float:
-        """The share of symbols that are 0."""
+        """Return the share of symbols that are 0."""
         return int(self.counts[self.values == 0].sum()) / self.total if self.total else 0.0
 
 
@@ -114,7 +114,7 @@ class Counts:
         self.bad |= other.bad
 
     def histogram(self) -> Histogram:
-        """The counts of all that was added.
+        """Return the counts of all that was added.
 
         Raises:
             WeightError: a weight has no symbol.

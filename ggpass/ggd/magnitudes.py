@@ -41,7 +41,7 @@ class Magnitudes:
     keep_zeros: bool = True
 
     def means(self, function: Callable[[Tensor], tuple[Tensor, ...]]) -> list[float]:
-        """The means of some functions of r over all kept elements, summed in float64.
+        """Return the means of some functions of r over all kept elements, summed in float64.
 
         Args:
             function: r, (n,) float64 -> tensors of that shape.

@@ -61,7 +61,7 @@ class Moments:
         return self.second.sqrt() * ((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2).exp()
 
     def pooled(self) -> "Moments":
-        """The moments of all usable populations taken as one; T = 1."""
+        """Return the moments of all usable populations taken as one; T = 1."""
         keep = self.usable | (self.second == 0)
         counts = self.counts[keep].sum().reshape(1)
         first, second = ((mean * self.counts)[keep].sum().reshape(1) / counts for mean in (self.first, self.second))

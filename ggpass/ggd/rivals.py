@@ -110,7 +110,7 @@ def fit_rivals(weight: Tensor) -> tuple[Rival, ...]:
 
 
 def best_by_aic(rivals: Sequence[Rival]) -> Verdict:
-    """The rival of least AIC, and the one of the next.
+    """Return the rival of least AIC, and the one of the next.
 
     Raises:
         WeightError: fewer than two rivals, or rivals that were fitted to different numbers of elements.

@@ -17,7 +17,7 @@ class Pass(Protocol):
 
 
 def pass_name(step: Callable[[Program], Report]) -> str:
-    """The class name of a pass, or the name of a plain function."""
+    """Return the class name of a pass, or the name of a plain function."""
     return getattr(step, "__name__", type(step).__name__)
 
 

@@ -20,7 +20,7 @@ from ggpass.graph.weights import Selection, Weight, weights_of_graph
 
 
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds the tensor of a dotted name, and the tensor's name in it; made where missing."""
+    """Return the submodule that holds the tensor of a dotted name, and the tensor's name in it; made where missing."""
     *path, leaf = name.split(".")
     module = root
     for part in path:
@@ -102,7 +102,7 @@ class Program:
         kwargs: Mapping[str, Any] | None = None,
         dynamic_shapes: Any = None,
     ) -> "Program":
-        """The eval-mode graph of `model` at these inputs, by torch.export.
+        """Return the eval-mode graph of `model` at these inputs, by torch.export.
 
         Args:
             model: any module; its training flags are as before afterwards.
@@ -135,7 +135,7 @@ class Program:
         return program
 
     def copy(self) -> "Program":
-        """A Program whose graph can be edited apart from this one's; the tensors are shared."""
+        """Return a Program whose graph can be edited apart from this one's; the tensors are shared."""
         source = self.graph_module
         twin = fx.GraphModule(source, copy.deepcopy(source.graph))
         for name in ("_in_spec", "_out_spec"):
@@ -153,7 +153,7 @@ class Program:
         return self.graph_module.graph
 
     def calls(self, *targets: Any) -> Iterator[fx.Node]:
-        """The nodes that call one of `targets`, in execution order; safe to edit the graph meanwhile."""
+        """Yield the nodes that call one of `targets`, in execution order; safe to edit the graph meanwhile."""
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node.target in targets:
                 yield node
@@ -164,7 +164,7 @@ class Program:
         return [n for n in nodes if not isinstance(getattr(self.graph_module, str(n.target), None), fx.GraphModule)]
 
     def weight(self, name: str) -> Tensor:
-        """The tensor that `get_attr` nodes of this name read.
+        """Return the tensor that `get_attr` nodes of this name read.
 
         Raises:
             PassError: there is none.
@@ -376,9 +376,9 @@ class Program:
 
     @property
     def in_spec(self) -> pytree.TreeSpec:
-        """The structure of (args, kwargs)."""
+        """Return the structure of (args, kwargs)."""
         return self.graph_module._in_spec
 
     def inputs(self) -> list[fx.Node]:
-        """The placeholders, one for each leaf of (args, kwargs)."""
+        """Return the placeholders, one for each leaf of (args, kwargs)."""
         return [node for node in self.graph.nodes if node.op == "placeholder"]

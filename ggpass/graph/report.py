@@ -69,19 +69,19 @@ class Report:
     parts: list["Report"] = field(default_factory=list)
 
     def flat(self) -> Iterable["Report"]:
-        """This report and those of its parts, depth first."""
+        """Yield this report and those of its parts, depth first."""
         yield self
         for part in self.parts:
             yield from part.flat()
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of the lowered weights as they were."""
+        """Return bytes of the lowered weights as they were."""
         return sum(c.bytes_before for r in self.flat() for c in r.changes)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the same weights now: codes and scales."""
+        """Return bytes of the same weights now: codes and scales."""
         return sum(c.bytes_after for r in self.flat() for c in r.changes)
 
     @property
@@ -121,7 +121,7 @@ class Report:
 
 
 def _open_numbers(name: str) -> str:
-    """A name with its layer numbers left open, so that a model's equal layers make one row."""
+    """Return a name with its layer numbers left open, so that a model's equal layers make one row."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
@@ -130,7 +130,7 @@ def _size(count: int) -> str:
 
 
 def _change_rows(changes: Sequence[Change]) -> list[tuple[str, ...]]:
-    """One row for each kind of change: equal layers are counted, their bytes added up."""
+    """Return one row for each kind of change: equal layers are counted, their bytes added up."""
     groups: dict[tuple[str, str], list[Change]] = {}
     for change in changes:
         groups.setdefault((_open_numbers(change.name), re.sub(r"(?<=\w)_\d+\b", "", change.what)), []).append(change)

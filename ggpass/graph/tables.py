@@ -25,7 +25,7 @@ class Column:
 
 
 def count(number: int) -> str:
-    """A count for people: 384, 22.69 M, 1.24 G."""
+    """Return a count for people: 384, 22.69 M, 1.24 G."""
     for unit, factor in (("G", 10**9), ("M", 10**6)):
         if number >= factor:
             return f"{number / factor:.2f} {unit}"
@@ -33,7 +33,7 @@ def count(number: int) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes for people, in kB, MB and GB (powers of 1000)."""
+    """Return bytes for people, in kB, MB and GB (powers of 1000)."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= factor:
             return f"{number / factor:.2f} {unit}"
@@ -46,7 +46,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def wrap_name(name: str, width: int) -> str:
-    """A dotted name in lines of at most `width`, broken after dots if that is possible."""
+    """Return a dotted name in lines of at most `width`, broken after dots if that is possible."""
     lines = [""]
     for part in name.replace(".", ".\0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > width:
@@ -65,7 +65,7 @@ def table(
     least: int = 16,
     suffix: str = "",
 ) -> "Table":
-    """A table whose first column holds dotted names and gets the room that the others leave.
+    """Return a table whose first column holds dotted names and gets the room that the others leave.
 
     Args:
         columns: the first is that of the names.

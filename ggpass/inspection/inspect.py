@@ -60,7 +60,7 @@ class WeightFit:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The family that fits best by AIC, and the next; None for zeros only."""
+        """Return the family that fits best by AIC, and the next; None for zeros only."""
         return best_by_aic(self.rivals) if self.rivals else None
 
     def sqnr(self, name: str) -> float:
@@ -99,18 +99,18 @@ class Inspection:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all inspected matrices as stored."""
+        """Return bytes of all inspected matrices as stored."""
         return sum(fit.info.nbytes for fit in self.weights)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors as stored."""
+        """Return bytes of all tensors as stored."""
         others = (*self.vectors, *(skip.info for skip in self.skipped))
         return self.weight_bytes + sum(info.nbytes for info in others)
 
     @property
     def weight_share(self) -> float:
-        """The share of the bytes that are inspected matrices; 0 for an empty checkpoint."""
+        """Return the share of the bytes that are inspected matrices; 0 for an empty checkpoint."""
         return self.weight_bytes / self.total_bytes if self.total_bytes else 0.0
 
     def entropy(self, name: str) -> float:
@@ -204,7 +204,7 @@ def fit_format(matrix: Tensor, fmt: Format, scheme: Scheme | None = None) -> For
 
 
 def fit_weight(info: TensorInfo, weight: Tensor, formats: Mapping[str, Format] = FORMATS) -> WeightFit:
-    """The GG fit of a weight and its rivals, and for each format its noise and its codes' histogram.
+    """Return the GG fit of a weight and its rivals, and for each format its noise and its codes' histogram.
 
     Args:
         weight: two or more dimensions, floating; dimension 0 is taken as the output channels.
@@ -228,7 +228,7 @@ def inspect_checkpoint(
     progress: Callable[[TensorInfo], None] = lambda info: None,
     checkpoint: Checkpoint | None = None,
 ) -> Inspection:
-    """Every tensor of a checkpoint, one at a time: fitted, listed as a vector, or skipped with the reason.
+    """Return every tensor of a checkpoint, one at a time: fitted, listed as a vector, or skipped with the reason.
 
     Args:
         path: as Checkpoint takes it.
@@ -257,7 +257,7 @@ def inspect_checkpoint(
 
 
 def _why_not(info: TensorInfo) -> str | None:
-    """The reason why a tensor is no weight for any format, or None."""
+    """Return the reason why a tensor is no weight for any format, or None."""
     if info.size == 0:
         return "empty"
     if info.dtype in WEIGHT_DTYPES:

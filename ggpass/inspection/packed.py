@@ -30,17 +30,17 @@ class StoredWeight:
 
     @property
     def elements(self) -> int:
-        """The number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def bits(self) -> float:
-        """Bits an element."""
+        """Return bits an element."""
         return 8 * self.bytes / self.elements if self.elements else 0.0
 
     @property
     def entropy(self) -> float:
-        """Bits an element at the entropy of zero order."""
+        """Return bits an element at the entropy of zero order."""
         return 8 * self.entropy_bytes / self.elements if self.elements else 0.0
 
     @property
@@ -83,7 +83,7 @@ class PackedInspection:
 
     @property
     def total(self) -> StoredWeight:
-        """All coded tensors as one."""
+        """Return all coded tensors as one."""
         return total(self.coded)
 
     def as_dict(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def largest_histograms(inspection: Inspection, checkpoint: Checkpoint, count: in
 
 
 def short_name(name: str, width: int = 34) -> str:
-    """The end of a dotted name, which is what tells weights apart, after an ellipsis where it is cut."""
+    """Return the end of a dotted name, which is what tells weights apart, after an ellipsis where it is cut."""
     name = name.removesuffix(".weight")
     return name if len(name) <= width else "…" + name[-(width - 1) :]
 

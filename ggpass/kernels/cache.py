@@ -26,12 +26,12 @@ logger = logging.getLogger("ggpass")
 
 
 def default_directory() -> Path:
-    """The user's cache directory for built kernels."""
+    """Return the user's cache directory for built kernels."""
     return Path(platformdirs.user_cache_dir("ggpass")) / "kernels"
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, without importing it."""
+    """Return the installed version of a distribution, without importing it."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -39,7 +39,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def key_of(kind: str, sources: Iterable[Path]) -> str:
-    """Sixteen hex digits that change with `kind`, with the generator's files and with ggpass."""
+    """Return sixteen hex digits that change with `kind`, with the generator's files and with ggpass."""
     digest = hashlib.sha256(kind.encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

@@ -221,7 +221,7 @@ def _parse(text: str, opset: int) -> onnx.FunctionProto:
 
 
 def functions(operators: Iterable[str], opset: int, fallback: Fallback) -> list[onnx.FunctionProto]:
-    """The functions of the named operators and of those that their bodies call.
+    """Return the functions of the named operators and of those that their bodies call.
 
     Args:
         operators: names of our operators, as `RF8MatMul`.

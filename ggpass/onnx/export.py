@@ -108,7 +108,7 @@ def error_over_bound(result: Any, expected: Tensor, bound: Tensor) -> float:
 
 
 def _first_difference(path: Path, exported: Exported, feed: dict[str, Any]) -> str:
-    """The first node, in the file's order, whose result is beyond its bound while its operands' were not."""
+    """Return the first node, in the file's order, whose result is beyond its bound while its operands' were not."""
     model = ir.load(path)
     shown = {output.name for output in model.graph.outputs}
     computed = {node.name for node in exported.reference.graph.nodes if node.op == "call_function"}

@@ -35,7 +35,7 @@ class Exported:
 
 
 def from_program(program: Program, leaves: list[Any], format_name: str, opset: int) -> Exported:
-    """The ONNX model of a lowered Program.
+    """Return the ONNX model of a lowered Program.
 
     Args:
         program: lowered with `ops.DISPATCHED`.
@@ -94,7 +94,7 @@ def flatten(program: Program, leaves: list[Any]) -> tuple[fx.GraphModule, dict[s
 
 
 def output_names(program: Program, taken: dict[str, Tensor]) -> list[str]:
-    """A name for each tensor that the model returns: its key where it has one, as `last_hidden_state`."""
+    """Return a name for each tensor that the model returns: its key where it has one, as `last_hidden_state`."""
     output = next(n for n in program.graph.nodes if n.op == "output")
     spec = getattr(program.graph_module, "_out_spec", None)
     leaves = pytree.tree_leaves(output.args[0])
@@ -121,7 +121,7 @@ def _names(spec: pytree.TreeSpec, prefix: str) -> Iterator[str]:
 
 
 def _dynamic(node: fx.Node) -> dict[int, Any]:
-    """The open dimensions of an input, as the first trace left them."""
+    """Return the open dimensions of an input, as the first trace left them."""
     return {i: torch.export.Dim.AUTO for i, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)}
 
 

@@ -78,7 +78,7 @@ class CodedFile:
 
     @property
     def total(self) -> StoredWeight:
-        """All codes as one."""
+        """Return all codes as one."""
         return total(self.tensors)
 
     def as_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def has_coded_twin(conv: ir.Node, kernel: list[int]) -> bool:
 
 
 def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list[int]) -> ir.Node:
-    """The coded twin of a Conv, with all attributes written out.
+    """Return the coded twin of a Conv, with all attributes written out.
 
     Args:
         coded: codes and scale, and the codebook if the operator takes it.

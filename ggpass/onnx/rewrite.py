@@ -87,7 +87,7 @@ class Rewriter:
     def _decode(
         self, graph: ir.Graph, operands: list[ir.Value], weight: Weight, swapped: bool, dtype: ir.DataType
     ) -> ir.Value:
-        """The weight (its transpose if `swapped`) as floats, by a Dequantize at the start of a graph."""
+        """Return the weight (its transpose if `swapped`) as floats, by a Dequantize at the start of a graph."""
         own, shape = weight.names[0], tuple(weight.tensor.shape)
         to = ir.AttrInt64("to", int(dtype))
         nodes = [ir.Node(DOMAIN, self._operator("Dequantize"), operands, [to], name=f"{own}_dequantize")]
@@ -145,6 +145,6 @@ class Rewriter:
 
 
 def _is_bias(value: ir.Value | None, channels: int) -> bool:
-    """Whether a value is a constant with one number for each output channel."""
+    """Return True if a value is a constant with one number for each output channel."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return tensor is not None and tuple(tensor.shape.numpy()) == (channels,)

@@ -134,7 +134,7 @@ class Rounded(fx.Interpreter):
 def run(
     graph_module: fx.GraphModule, inputs: list[Tensor], names: Collection[str], seed: int | None
 ) -> dict[str, Tensor]:
-    """The tensors of these nodes in one run, by name; without roundings for seed None."""
+    """Return the tensors of these nodes in one run, by name; without roundings for seed None."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     interpreter = Rounded(graph_module, names, generator)
     with torch.no_grad():

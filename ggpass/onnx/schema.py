@@ -55,7 +55,7 @@ _CONV = [
 
 
 def _shape(ctx: InferenceContext, index: int) -> list[Dim] | None:
-    """The dimensions of an input; None for an unknown rank."""
+    """Return the dimensions of an input; None for an unknown rank."""
     kind = ctx.get_input_type(index) if ctx.has_input(index) else None
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None

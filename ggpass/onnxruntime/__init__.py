@@ -19,7 +19,7 @@ logger = logging.getLogger("ggpass")
 
 
 def library_or_reason() -> Path | str:
-    """The custom-op library, or why there is none and what to do about it."""
+    """Return the custom-op library, or why there is none and what to do about it."""
     try:
         return library_path()
     except GgpassError as error:

@@ -17,7 +17,7 @@ OLDEST_ONNXRUNTIME = "1.21"
 
 
 def library_path() -> Path:
-    """The shared object to hand to `SessionOptions.register_custom_ops_library`.
+    """Return the shared object to hand to `SessionOptions.register_custom_ops_library`.
 
     Raises:
         GgpassError: this installation has none; the message holds the reason and the next action.

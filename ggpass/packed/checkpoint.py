@@ -71,7 +71,7 @@ class Checkpoint:
         self._by_name = found
 
     def read(self, name: str) -> Tensor:
-        """The tensor of that name, on the CPU in its own dtype.
+        """Return the tensor of that name, on the CPU in its own dtype.
 
         Raises:
             FormatError: no such tensor, or a file that changed or was damaged since it was opened.

@@ -56,7 +56,7 @@ class PackReport:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of all tensors before."""
+        """Return bytes of all tensors before."""
         return sum(t.bytes_before for t in self.tensors)
 
     @property
@@ -66,13 +66,13 @@ class PackReport:
 
     @property
     def payload_bits(self) -> float:
-        """Bits a weight of what was coded; 0 where nothing was."""
+        """Return bits a weight of what was coded; 0 where nothing was."""
         coded = sum(t.bytes_after for t in self.tensors if t.kind != "plain")
         return 8 * coded / self.coded_elements if self.coded_elements else 0.0
 
     @property
     def file_bits(self) -> float:
-        """Bits an element of the whole file; 0 for an empty one."""
+        """Return bits an element of the whole file; 0 for an empty one."""
         count = sum(t.elements for t in self.tensors)
         return 8 * self.file_bytes / count if count else 0.0
 

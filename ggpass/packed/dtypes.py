@@ -49,7 +49,7 @@ class Sized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that dtype and shape ask for; 0 for a dtype that is not in DTYPE_BITS."""
+        """Return bytes that dtype and shape ask for; 0 for a dtype that is not in DTYPE_BITS."""
         return (self.size * DTYPE_BITS.get(self.dtype, 0) + 7) // 8
 
 
@@ -65,7 +65,7 @@ def name_of(tensor: Tensor) -> str:
 
 
 def as_tensor(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that lies in these bytes; it shares their memory.
+    """Return the tensor that lies in these bytes; it shares their memory.
 
     Raises:
         FormatError: torch has no such dtype (the 4- and 6-bit floats).
@@ -78,7 +78,7 @@ def as_tensor(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
-    """The bytes of a tensor, (nbytes,) uint8; a view where it is contiguous and on the CPU."""
+    """Return the bytes of a tensor, (nbytes,) uint8; a view where it is contiguous and on the CPU."""
     if not tensor.numel():
         return np.zeros(0, np.uint8)
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

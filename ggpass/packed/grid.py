@@ -48,7 +48,7 @@ class GridChoice:
             raise FormatError(f"a loss of {self.loss} keeps nothing of a weight; give one below 1, such as 1e-3")
 
     def step_for(self, weight: Tensor) -> float:
-        """The step for this weight, a positive float32.
+        """Return the step for this weight, a positive float32.
 
         Raises:
             FormatError: NaN or infinity in the weight.

@@ -69,7 +69,7 @@ class Source:
 
 
 def check_dtype_and_shape(dtype: Any, shape: Any, name: str) -> tuple[str, tuple[int, ...]]:
-    """A dtype and shape from JSON, as they should be.
+    """Return a dtype and shape from JSON, as they should be.
 
     Raises:
         FormatError: a dtype that safetensors does not have, a shape that is no list of sizes.
@@ -104,7 +104,7 @@ class Layout:
 
 
 def parse_layout(raw: bytes, data_bytes: int) -> Layout:
-    """The layout that a header describes.
+    """Return the layout that a header describes.
 
     Args:
         raw: the length and the header.
@@ -151,7 +151,7 @@ def _parse_entry(name: str, value: Any) -> Entry:
 
 
 def write_layout(entries: Mapping[str, Entry], metadata: Mapping[str, str], length: int | None = None) -> bytes:
-    """The bytes of a header, filled up with spaces to a multiple of eight, or to `length` bytes in all."""
+    """Return the bytes of a header, filled up with spaces to a multiple of eight, or to `length` bytes in all."""
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, entry in entries.items():
         offsets = [entry.begin, entry.end]

@@ -47,7 +47,7 @@ _CHECK_FIELD = re.compile(rb'"ggpass\.check":"([0-9a-f]{8})"')
 
 
 def codebook_hash(fmt: Format) -> str:
-    """The first 16 hex digits of the SHA-256 of the codebook's 256 little-endian float32 values."""
+    """Return the first 16 hex digits of the SHA-256 of the codebook's 256 little-endian float32 values."""
     return hashlib.sha256(fmt.codebook.numpy().astype("<f4").tobytes()).hexdigest()[:16]
 
 
@@ -84,7 +84,7 @@ class Stored(Sized):
         return self.stack or self.shape[1 if self.transposed else 0]
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as the manifest holds it."""
+        """Return the entry as the manifest holds it."""
         value: dict[str, Any] = {"kind": self.kind, "check": self.check}
         if self.kind != "plain":
             value |= {"dtype": self.dtype, "shape": list(self.shape)}
@@ -110,7 +110,7 @@ class Manifest:
     kernels: dict[str, int] = field(default_factory=dict)
 
     def as_metadata(self) -> dict[str, str]:
-        """The metadata of the packed file, the checksum still zeros."""
+        """Return the metadata of the packed file, the checksum still zeros."""
         value = {
             "version": VERSIONS[bool(self.kernels)],
             "tensors": {name: stored.as_json() for name, stored in self.tensors.items()},
@@ -123,12 +123,12 @@ class Manifest:
 
 
 def is_packed(layout: Layout) -> bool:
-    """Whether a file claims to be packed by ggpass; its manifest may still be damaged."""
+    """Return True if a file claims to be packed by ggpass; its manifest may still be damaged."""
     return KEY in layout.metadata or CHECK_KEY in layout.metadata
 
 
 def header_check(raw: bytes) -> tuple[int, int]:
-    """The checksum that a header states and the one that it has.
+    """Return the checksum that a header states and the one that it has.
 
     Raises:
         FormatError: it states none, or more than one.
@@ -142,7 +142,7 @@ def header_check(raw: bytes) -> tuple[int, int]:
 
 
 def seal(raw: bytes) -> bytes:
-    """The header with its checksum filled in."""
+    """Return the header with its checksum filled in."""
     at = _CHECK_FIELD.search(raw)
     if at is None:
         raise ValueError("a header without a place for its checksum")
@@ -151,7 +151,7 @@ def seal(raw: bytes) -> bytes:
 
 
 def parse_manifest(layout: Layout) -> Manifest:
-    """The manifest of a packed file, checked against the file's own layout.
+    """Return the manifest of a packed file, checked against the file's own layout.
 
     Raises:
         FormatError: damaged, of another version, or at odds with the tensors of the file.

@@ -99,7 +99,7 @@ class Codes:
 
 
 def encode_codes(quantized: Quantized, threads: int) -> Iterator[Array]:
-    """The codes, then the scales as the integers of their bits: powers of two are few different ones."""
+    """Yield the codes, then the scales as the integers of their bits: powers of two are few different ones."""
     yield encode_pieces(quantized.codes.cpu().numpy(), threads=threads)
     yield encode_pieces(as_bytes(quantized.scale).view("<u4"))
 

@@ -110,7 +110,7 @@ class Payload:
         return [[functools.partial(write, i, out) for i in range(len(array))]]
 
     def _chunk(self, i: int, out: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        """The symbols of chunk i, and where their values belong in the tensor whose bytes `out` holds."""
+        """Return the symbols of chunk i, and where their values belong in the tensor whose bytes `out` holds."""
         where = self.arrays[0].container.symbols_of(i)
         symbols = np.empty(where.stop - where.start, self.arrays[0].dtype)
         self.arrays[0].decode_chunk(i, symbols)
@@ -180,7 +180,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
 
     @property
     def size(self) -> int:
-        """Bytes of the files, headers included."""
+        """Return bytes of the files, headers included."""
         return sum(file.size for file in self.files)
 
     @property
@@ -189,7 +189,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
         return " ".join(file.layout.metadata[CHECK_KEY] for file in self.files)
 
     def kernel(self, name: str) -> bytes:
-        """The bytes of a GPU kernel that the file carries.
+        """Return the bytes of a GPU kernel that the file carries.
 
         Raises:
             FormatError: damaged; the message names it.
@@ -206,11 +206,11 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Every tensor that a state_dict holds, aliases included."""
+        """Return every tensor that a state_dict holds, aliases included."""
         return tuple(name for name in self.names if self.stored(name).persistent)
 
     def stored(self, name: str) -> Stored:
-        """The manifest's entry of a tensor or of what an alias stands for.
+        """Return the manifest's entry of a tensor or of what an alias stands for.
 
         Raises:
             FormatError: no such tensor.
@@ -221,7 +221,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
         return self.manifest.tensors[name]
 
     def payload(self, name: str) -> Payload:
-        """The stored form of a tensor, its headers checked.
+        """Return the stored form of a tensor, its headers checked.
 
         Raises:
             FormatError: no such tensor, or a damaged one; the message names it.
@@ -231,12 +231,12 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
             return Payload(stored, self._file_of[name].view(name))
 
     def packed_bytes(self, name: str) -> int:
-        """Bytes that a tensor takes in the file; 0 for an alias."""
+        """Return bytes that a tensor takes in the file; 0 for an alias."""
         file = self._file_of.get(name)
         return file.layout.entries[name].end - file.layout.entries[name].begin if file else 0
 
     def read_bytes(self, name: str, *, threads: int = 1) -> np.ndarray:
-        """The decoded tensor's bytes, uint8.
+        """Return the decoded tensor's bytes, uint8.
 
         Raises:
             FormatError: a damaged tensor; the message names it.
@@ -263,7 +263,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
         return found
 
     def read(self, name: str, *, threads: int = 1) -> Tensor:
-        """The decoded tensor, on the CPU, in its original dtype and shape.
+        """Return the decoded tensor, on the CPU, in its original dtype and shape.
 
         Raises:
             FormatError: a damaged tensor; the message names it.
@@ -308,7 +308,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
         return Quantized(codes, torch.from_numpy(payload.scale))
 
     def read_all(self, *, threads: int = 1) -> dict[str, Tensor]:
-        """Every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.
+        """Return every tensor, decoded in parallel over all chunks of all tensors; aliases share their tensor's memory.
 
         Raises:
             FormatError: a damaged tensor; the message names it.
@@ -318,7 +318,7 @@ class PackedFile(contextlib.AbstractContextManager["PackedFile"]):
         return {name: tensors[self.manifest.aliases.get(name, name)] for name in self.names}
 
     def _place(self, name: str) -> tuple[Path, str]:
-        """The file and the tensor of a name, for errors."""
+        """Return the file and the tensor of a name, for errors."""
         name = self.manifest.aliases.get(name, name)
         return self._file_of[name].path, name
 

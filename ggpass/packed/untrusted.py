@@ -39,7 +39,7 @@ def _no_constant(name: str) -> None:
 
 
 def depth_of(text: bytes) -> int:
-    """How deep arrays and objects are nested, without recursion."""
+    """Return how deep arrays and objects are nested, without recursion."""
     depth = deepest = 0
     for bracket in _STRING.sub(b"", text).translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
@@ -48,7 +48,7 @@ def depth_of(text: bytes) -> int:
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Args:
         text: UTF-8 if bytes.

@@ -36,7 +36,7 @@ class Sizes:
 
 
 def bytes_of_module(module: torch.nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; tied and shared tensors once."""
+    """Return bytes of a module's parameters and buffers; tied and shared tensors once."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 

@@ -79,7 +79,7 @@ class CudaTarget(Target):
     archs: tuple[str, ...] = ()
 
     def for_archs(self, archs: Sequence[str]) -> "CudaTarget":
-        """The same target, building ahead of time.
+        """Return the same target, building ahead of time.
 
         Raises:
             TargetError: no architecture of that name.
@@ -209,7 +209,7 @@ def tune(
 
 
 def describe(kernels: "Iterable[Cubin]") -> str:
-    """One line for the report: how many kernels, for what, by which compiler, and what they take."""
+    """Return one line for the report: how many kernels, for what, by which compiler, and what they take."""
     kernels = list(kernels)
     archs, compilers = (sorted({getattr(c, what) for c in kernels}) for what in ("arch", "compiler"))
     registers = max((c.registers or 0 for c in kernels), default=0)
@@ -222,7 +222,7 @@ def describe(kernels: "Iterable[Cubin]") -> str:
 
 
 def _uses(lowered: Program | nn.Module) -> Iterator[tuple[Use, Tensor, Tensor]]:
-    """How a Program or a module computes with each of its quantized weights: the use, the codes, the codebook."""
+    """Yield how a Program or a module computes with each of its quantized weights: the use, the codes, the codebook."""
     if isinstance(lowered, Program):
         operators = ops.DISPATCHED
         places = {operators.linear: ("linear", 1), operators.embedding: ("embedding", 1)}

@@ -45,7 +45,7 @@ def generate(variant: Variant) -> Source:
 
 @functools.cache
 def kernels_on(index: int) -> "CudaKernels | str":
-    """The kernels of torch's device "cuda:index", or why there are none; nothing is built or loaded yet."""
+    """Return the kernels of torch's device "cuda:index", or why there are none; nothing is built or loaded yet."""
     # Imported at the first use: loading the driver is no part of `import ggpass`.
     from ggpass.kernels.cuda.build import Builder
     from ggpass.kernels.cuda.driver import DriverError, open_driver
@@ -63,7 +63,7 @@ def kernels_on(index: int) -> "CudaKernels | str":
 
 
 def _kernels(codes: Tensor, **others: Tensor | None) -> "CudaKernels | None":
-    """The kernels of the GPU that the codes are on; None where the reference must do, which is logged once."""
+    """Return the kernels of the GPU that the codes are on; None where the reference must do, which is logged once."""
     device = codes.device
     for name, tensor in others.items():
         if tensor is not None and tensor.device != device:

@@ -134,7 +134,7 @@ class PreparedModel(nn.Module):
         return float(self._attached().bits())
 
     def status(self) -> str:
-        """One line for a progress bar."""
+        """Return one line for a progress bar."""
         return str(self._attached().status())
 
     # A module like the one it holds.

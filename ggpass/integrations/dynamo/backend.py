@@ -34,7 +34,7 @@ def ggpass_backend(
     options: dict[str, Any] | None = None,
     mode: str | None = None,
 ) -> Callable[..., Any]:
-    """The Dynamo backend: weights become codes, or get rate nodes to train with; the rest goes to `inner`.
+    """Compile a graph of Dynamo: weights become codes, or get rate nodes to train with; the rest goes to `inner`.
 
     Args:
         graph_module, example_inputs: Dynamo's; the graph is not edited.

@@ -109,7 +109,7 @@ def compile_for_training(
 
 
 def _copy(source: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose graph can be edited; it carries what AOTAutograd asks of Dynamo's graphs."""
+    """Return a copy whose graph can be edited; it carries what AOTAutograd asks of Dynamo's graphs."""
     twin = fx.GraphModule(source, copy.deepcopy(source.graph))
     twin.meta.update(source.meta)
     if hasattr(source, "_param_name_to_source"):

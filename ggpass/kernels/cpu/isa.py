@@ -54,12 +54,12 @@ _NEEDED_FLAGS = {
 
 
 def portable() -> Isa:
-    """The fallback for this machine's architecture."""
+    """Return the fallback for this machine's architecture."""
     return PORTABLE_ARM if platform.machine() in {"aarch64", "arm64"} else PORTABLE_X86
 
 
 def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
-    """The best instruction set of this machine; the portable one if it cannot be recognized."""
+    """Return the best instruction set of this machine; the portable one if it cannot be recognized."""
     if portable() is PORTABLE_ARM:
         return NEON
     flags = set(_field(cpuinfo, "flags").split())
@@ -69,7 +69,7 @@ def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> Isa:
 
 
 def _field(cpuinfo: Path, name: str) -> str:
-    """The first value of `name` in /proc/cpuinfo; empty if there is none."""
+    """Return the first value of `name` in /proc/cpuinfo; empty if there is none."""
     try:
         lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -18,7 +18,7 @@ _lock = threading.Lock()
 
 
 def load(isa: Isa | None = None, directory: Path | None = None) -> CpuKernels:
-    """The kernels for `isa` (this machine's if None), once for a process.
+    """Return the kernels for `isa` (this machine's if None), once for a process.
 
     Args:
         directory: where built libraries are kept; the user's cache directory if None.
@@ -35,7 +35,7 @@ def load(isa: Isa | None = None, directory: Path | None = None) -> CpuKernels:
 
 
 def key(isa: Isa) -> str:
-    """Sixteen hex digits that change whenever the generated code for a CPU could."""
+    """Return sixteen hex digits that change whenever the generated code for a CPU could."""
     return cache.key_of(repr(isa), (*sorted((_HERE / "generate").glob("*.py")), _HERE / "regimes.py"))
 
 

@@ -21,7 +21,7 @@ HUGE_BYTES = 2 << 20
 
 
 def aligned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialized CPU tensor whose data starts on a 64-byte line; from 2 MiB on, in huge pages of 2 MiB.
+    """Return an uninitialized CPU tensor whose data starts on a 64-byte line; from 2 MiB on, in huge pages of 2 MiB.
 
     Where huge pages cannot be had, plain aligned memory is returned and the reason logged once.
     """

@@ -36,7 +36,7 @@ class Regimes:
         return next((kernel for last, kernel in self.ranges if m <= last), None)
 
     def kernels(self) -> tuple[str, ...]:
-        """Every kernel that this format needs."""
+        """Return every kernel that this format needs."""
         return (*dict.fromkeys(kernel for _, kernel in self.ranges), "dequantize", "embedding")
 
 

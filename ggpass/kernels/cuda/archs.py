@@ -46,12 +46,12 @@ def name_of(capability: Capability) -> str:
 
 
 def serves(arch: str, capability: Capability) -> bool:
-    """Whether a cubin for `arch` runs on a device of this capability."""
+    """Return True if a cubin for `arch` runs on a device of this capability."""
     built, alone = parse(arch)
     return built == capability or (not alone and built[0] == capability[0] and built[1] <= capability[1])
 
 
 def arch_for(capability: Capability) -> str:
-    """The architecture to build for a device: the newest of ARCHS that serves it, else the device's own."""
+    """Return the architecture to build for a device: the newest of ARCHS that serves it, else the device's own."""
     fitting = [arch for arch in ARCHS if serves(arch, capability)]
     return fitting[-1] if fitting else name_of(capability)

@@ -34,7 +34,7 @@ Generate = Callable[[Variant], Source]
 
 @functools.cache
 def key() -> str:
-    """Sixteen hex digits that change whenever the generated CUDA C could."""
+    """Return sixteen hex digits that change whenever the generated CUDA C could."""
     return cache.key_of(f"cuda {INTERFACE}", [*sorted(_GENERATOR.glob("*.py")), *described()])
 
 
@@ -129,7 +129,7 @@ class Builder:
             return [built for built in pool.map(build, variants) if built is not None]
 
     def _obtain_triton(self, variant: Any, arch: str, newest: int | None, brought: Cubin | None) -> Cubin:
-        """The cubin of a kernel of Triton's, which brings its own compiler."""
+        """Return the cubin of a kernel of Triton's, which brings its own compiler."""
         sources = [*sorted(_TRITON.glob("*.py")), *described()]
         stem, version = f"cuda-{arch}-{variant.name}-{cache.key_of('triton', sources)}", cache.version_of("triton")
         if version is None:

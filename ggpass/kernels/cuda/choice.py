@@ -29,7 +29,7 @@ ROTATED_BYTES = 256 << 20
 
 
 def bucket(decoder: str, dtype: str, m: int, n: int, k: int) -> str:
-    """The shapes that share a choice: one layer's, with m rounded up to a power of two, from 8 to 65536."""
+    """Return the shapes that share a choice: one layer's, with m rounded up to a power of two, from 8 to 65536."""
     rows = min(1 << max(3, (m - 1).bit_length()), 1 << 16)
     return f"{decoder} {dtype} m{rows} n{n} k{k}"
 
@@ -49,7 +49,7 @@ class Choices:
         self._chosen: dict[str, str] | None = None
 
     def pick(self, candidates: Sequence[Variant], decoder: str, dtype: str, m: int, n: int, k: int) -> Variant:
-        """The measured one of the candidates, else the first."""
+        """Return the measured one of the candidates, else the first."""
         if len(candidates) == 1:
             return candidates[0]
         with self._lock:

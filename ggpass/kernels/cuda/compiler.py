@@ -126,7 +126,7 @@ class Nvcc:
 
     @property
     def major(self) -> int:
-        """Its CUDA release, which the driver must have too."""
+        """Return its CUDA release, which the driver must have too."""
         return int(self.version.partition(".")[0])
 
     def compile(self, source: str, arch: str, name: str) -> Compiled:
@@ -156,7 +156,7 @@ class Nvcc:
 
 @functools.cache
 def nvcc_at(path: str) -> Nvcc | None:
-    """The nvcc at `path`; None if it does not say its version."""
+    """Return the nvcc at `path`; None if it does not say its version."""
     try:
         run = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     except OSError:
@@ -217,7 +217,7 @@ class Nvrtc:
 
 @functools.cache
 def nvrtc_at(path: str) -> Nvrtc | None:
-    """The nvrtc in the library at `path`; None if it cannot be loaded."""
+    """Return the nvrtc in the library at `path`; None if it cannot be loaded."""
     try:
         # It asks the linker for this library by name when it compiles, and a package's folder is none of the linker's.
         if os.sep in path:

@@ -43,7 +43,7 @@ class Cubin:
 
     @property
     def cuda(self) -> int:
-        """The CUDA release of its compiler: the driver's must not be older."""
+        """Return the CUDA release of its compiler: the driver's must not be older."""
         return int((re.findall(r"\d+", self.compiler) or ["0"])[0])
 
     @property
@@ -53,23 +53,23 @@ class Cubin:
 
     @property
     def shared(self) -> int:
-        """Bytes of static shared memory, as the compiler said."""
+        """Return bytes of static shared memory, as the compiler said."""
         return _number(r"(\d+) bytes smem", self.log) or 0
 
     @property
     def spills(self) -> int | None:
-        """Bytes of registers spilled to memory, stores and loads, as the compiler said."""
+        """Return bytes of registers spilled to memory, stores and loads, as the compiler said."""
         found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", self.log)
         return int(found[1]) + int(found[2]) if found else None
 
     def to_bytes(self) -> bytes:
-        """A line of JSON and the image: what the disk cache and model files hold."""
+        """Return a line of JSON and the image: what the disk cache and model files hold."""
         head = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "image"}
         return json.dumps(head, ensure_ascii=True).encode() + b"\n" + self.image
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Cubin:
-        """The inverse of `to_bytes`.
+        """Return the inverse of `to_bytes`.
 
         Raises:
             ValueError: anything else.
@@ -93,14 +93,14 @@ def _number(pattern: str, text: str) -> int | None:
 
 
 def described() -> list[Path]:
-    """The files that describe the kernels in numbers."""
+    """Return the files that describe the kernels in numbers."""
     here = Path(__file__).parent
     return sorted([*here.glob("*geometry.py"), here / "variants.py"])
 
 
 @functools.cache
 def interface() -> str:
-    """Sixteen hex digits that change with what a launch relies on: geometry, blocking, parameters."""
+    """Return sixteen hex digits that change with what a launch relies on: geometry, blocking, parameters."""
     return cache.key_of(f"cuda interface {INTERFACE}", described())
 
 

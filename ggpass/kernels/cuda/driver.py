@@ -83,7 +83,7 @@ class Device:
 
     @property
     def arch(self) -> str:
-        """Its own architecture, as "sm_90"."""
+        """Return its own architecture, as "sm_90"."""
         return name_of(self.capability)
 
     def reason_against(self) -> str:
@@ -136,7 +136,7 @@ class Driver:
             raise self.error(name, code, what)
 
     def error(self, call: str, code: int, what: str = "") -> DriverError:
-        """The error of a call, by the driver's own name and words for its code."""
+        """Return the error of a call, by the driver's own name and words for its code."""
         texts = []
         for name in ("cuGetErrorName", "cuGetErrorString"):
             text = c_char_p()
@@ -146,13 +146,13 @@ class Driver:
         return DriverError(f"{call} failed{f' for {what}' if what else ''}: {name} ({words})", code)
 
     def count(self) -> int:
-        """How many devices this process sees."""
+        """Return how many devices this process sees."""
         count = c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
         return count.value
 
     def device(self, index: int) -> Device:
-        """The device torch calls "cuda:index"."""
+        """Return the device torch calls "cuda:index"."""
         handle, name = c_int(), ctypes.create_string_buffer(256)
         self._call("cuDeviceGet", ctypes.byref(handle), index, what=f"cuda:{index}")
         self._call("cuDeviceGetName", name, len(name), handle)
@@ -164,11 +164,11 @@ class Driver:
         return Device(index, name.value.decode(errors="replace"), (values[0], values[1]), values[2])
 
     def devices(self) -> list[Device]:
-        """All of them."""
+        """Return all of them."""
         return [self.device(index) for index in range(self.count())]
 
     def context(self, index: int) -> int:
-        """The primary context of a device, kept for as long as the process lives, as torch keeps it."""
+        """Return the primary context of a device, kept for as long as the process lives, as torch keeps it."""
         with self._lock:
             if index not in self._contexts:
                 handle, context = c_int(), c_void_p()
@@ -187,7 +187,7 @@ class Driver:
             self._call("cuCtxPopCurrent_v2", ctypes.byref(c_void_p()))
 
     def load(self, image: bytes, entry: str, index: int, what: str) -> int:
-        """The function `entry` of a cubin, loaded onto a device for as long as the process lives.
+        """Return the function `entry` of a cubin, loaded onto a device for as long as the process lives.
 
         Raises:
             DriverError: the driver does not take it, or it has no such function.
@@ -204,7 +204,7 @@ class Driver:
             self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, size, what=f"{what} ({size} bytes)")
 
     def capturing(self, stream: int) -> bool:
-        """Whether a CUDA graph is being captured from this stream."""
+        """Return True if a CUDA graph is being captured from this stream."""
         status = c_int()
         self._call("cuStreamIsCapturing", stream, ctypes.byref(status))
         return status.value != 0
@@ -246,7 +246,7 @@ class Driver:
 
 
 def open_driver(library: str | None = None) -> Driver:
-    """The driver of this machine, once for a process.
+    """Return the driver of this machine, once for a process.
 
     Args:
         library: to load; the system's if None.

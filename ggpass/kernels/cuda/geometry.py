@@ -78,7 +78,7 @@ def row_of_x(tile: Number, lane: Number, half: Number) -> Number:
 
 
 def inside(row: Number, rows: Number, start: Number, k: Number) -> Number:
-    """How many elements of a chunk exist, unclamped: k - start in a row that exists, else at most 0.
+    """Return how many elements of a chunk exist, unclamped: k - start in a row that exists, else at most 0.
 
     16 or more means the whole chunk, 0 or less nothing of it.
     """
@@ -95,7 +95,7 @@ def half_of_x(start: Number, count: Number, half: Number) -> tuple[Number, Numbe
 
 
 def step_of(i: Number, warp: Number, warps: int) -> Number:
-    """The i-th step of a warp, where the warps of a block share K out: warps · i + warp."""
+    """Return the i-th step of a warp, where the warps of a block share K out: warps · i + warp."""
     return i * warps + warp
 
 
@@ -110,7 +110,7 @@ def sum_place(part: Number, tile: Number, tiles: int, i: Number, lane: Number) -
 
 
 def output_place(row: Number, column: Number, tiles: int) -> Number:
-    """The same from a block's row of x and row of codes: g = row mod 8, t = (column mod 8) / 2."""
+    """Return the same from a block's row of x and row of codes: g = row mod 8, t = (column mod 8) / 2."""
     lane = (row % ROWS_B) * 4 + column % ROWS_B // 2
     return sum_place(row // ROWS_B, column // ROWS_B, tiles, column % 2, lane)
 
@@ -132,12 +132,12 @@ def warp_sums(warp: Number, sums: int) -> Number:
 
 
 def unit_index(block: Number, part: Number, thread: Number) -> Number:
-    """A thread's part-th unit, among those of a panel."""
+    """Return a thread's part-th unit, among those of a panel."""
     return (block * ROW_PARTS + part) * ROW_THREADS + thread
 
 
 def row_of_unit(index: Number, panel: Number, units: Number) -> Number:
-    """The row of outputs, of `units` units each, that a unit lies in."""
+    """Return the row of outputs, of `units` units each, that a unit lies in."""
     return panel * PANEL + index // units
 
 

@@ -194,7 +194,7 @@ class CudaKernels:
         return times
 
     def _table(self, codebook: Tensor, scale: Tensor) -> tuple[Table, Tensor]:
-        """The decoder, and the scales it needs."""
+        """Return the decoder, and the scales it needs."""
         table = self._tables.find(codebook)
         if table is None:
             self._refuse_capture("a codebook that it has not seen")
@@ -229,7 +229,7 @@ class CudaKernels:
         return plan
 
     def _ordered(self, family: str, decoder: str, dtype: str, m: int, n: int, k: int) -> tuple[Variant, ...]:
-        """The variants that compute this, the one to take first."""
+        """Return the variants that compute this, the one to take first."""
         if family != "linear":
             return (variants.row_variant(family, decoder, dtype, k),)
         found = self._candidates(decoder, dtype, m, n, k)
@@ -237,7 +237,7 @@ class CudaKernels:
         return (chosen, *(variant for variant in found if variant is not chosen))
 
     def _first_there(self, ordered: Sequence[Variant], m: int, n: int, k: int) -> tuple[Kernel, Launch]:
-        """The first that can be had: some need a compiler of their own."""
+        """Return the first that can be had: some need a compiler of their own."""
         reasons = []
         for variant in ordered:
             try:
@@ -259,7 +259,7 @@ class CudaKernels:
         return (*found, *variants.measured_variants(decoder, dtype, m, n, k, self.device.arch))
 
     def _kernel(self, variant: Variant) -> Kernel:
-        """The loaded kernel of a variant; a failure is not tried again until another file brings kernels."""
+        """Return the loaded kernel of a variant; a failure is not tried again until another file brings kernels."""
         with self._lock:
             kernel = self._kernels.get(variant.name)
             if kernel is not None:
@@ -334,6 +334,6 @@ def _finished(tensor: Tensor) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
+    """Return the tensor, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)

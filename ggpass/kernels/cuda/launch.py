@@ -43,7 +43,7 @@ _parameters = _Parameters()
 
 
 def layout_of(parameters: Sequence[str]) -> struct.Struct:
-    """How a kernel's parameters lie in memory.
+    """Return how a kernel's parameters lie in memory.
 
     Raises:
         KernelsUnavailable: a parameter that this version does not know.

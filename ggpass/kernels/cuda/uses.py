@@ -68,7 +68,7 @@ class Table(NamedTuple):
 
 
 def table_of(codebook: Tensor) -> Table:
-    """How the kernels decode a codebook; waits for the GPU.
+    """Return how the kernels decode a codebook; waits for the GPU.
 
     The integers from −128 to 127 are exact in bfloat16 and the multiples of 1/127 are not, so int8 is decoded to
     integers, and the unit goes into the scale.
@@ -83,7 +83,7 @@ def table_of(codebook: Tensor) -> Table:
 
 
 def inexact(codebook: Tensor, dtype: torch.dtype) -> int:
-    """How many of a codebook's values a kernel rounds because activations of `dtype` do not have them."""
+    """Return how many of a codebook's values a kernel rounds because activations of `dtype` do not have them."""
     table = table_of(codebook)
     values = codebook if table.table is None else table.table
     values = values[torch.isfinite(values)]

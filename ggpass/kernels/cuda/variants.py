@@ -52,7 +52,7 @@ class _Product:
 
     @property
     def kind(self) -> str:
-        """The end of its name."""
+        """Return the end of its name."""
         return f"{self.decoder}_{self.dtype}{'' if self.aligned else '_bytes'}"
 
 
@@ -237,7 +237,7 @@ class Rows:
         return 1 if not self.aligned else 4 if self.dtype == "float32" else 8
 
     def launch(self, m: int, n: int, k: int) -> Launch:
-        """The launch for m rows of outputs; those of "dequantize" are the n of the codes."""
+        """Return the launch for m rows of outputs; those of "dequantize" are the n of the codes."""
         panels = ceil_div(m, geometry.PANEL)
         if panels > geometry.MOST_PANELS:
             most = geometry.MOST_PANELS * geometry.PANEL
@@ -278,7 +278,7 @@ def _kind(decoder: str, dtype: str, k: int) -> tuple[str, str, bool]:
 
 
 def row_variant(family: str, decoder: str, dtype: str, k: int) -> Rows:
-    """The variant for "embedding" or "dequantize" of rows of k codes.
+    """Return the variant for "embedding" or "dequantize" of rows of k codes.
 
     Args:
         dtype: of what comes out; float32 too.
@@ -297,7 +297,7 @@ def row_variant(family: str, decoder: str, dtype: str, k: int) -> Rows:
 def linear_variants(
     decoder: str, dtype: str, m: int, n: int, k: int, shared: int = LEAST_SHARED
 ) -> tuple[Variant, ...]:
-    """The variants that can compute m rows of x with (n, k) codes, the best guess first.
+    """Return the variants that can compute m rows of x with (n, k) codes, the best guess first.
 
     Args:
         shared: bytes of shared memory that a block may have on the device; what takes more is left out.
@@ -328,7 +328,7 @@ def measured_variants(decoder: str, dtype: str, m: int, n: int, k: int, arch: st
 
 
 def every_linear(decoder: str, dtype: str, k: int) -> tuple[Variant, ...]:
-    """All that `linear_variants` may ever answer for one width, whatever m and n: what an artifact carries."""
+    """Return all that `linear_variants` may ever answer for one width, whatever m and n: what an artifact carries."""
     kind = _kind(decoder, dtype, k)
     small = (Small(*kind, rows, *blocking) for rows, blocking in _SMALL.items())
     return (*small, *(Gemm(*kind, *blocking) for blocking in (_WIDE, _DEEP, _NARROW)))

@@ -96,7 +96,7 @@ class Container:
         return slice(i * chunk, min(self.count, (i + 1) * chunk))
 
     def code_of(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """The code and the patches of chunk i, their checksum verified.
+        """Return the code and the patches of chunk i, their checksum verified.
 
         Raises:
             FormatError: the chunk was damaged.
@@ -121,7 +121,7 @@ def write(
     table: bytes = b"",
     parts: Sequence[tuple[Piece, bytes]] = (),
 ) -> list[Piece]:
-    """The stored form in pieces, the header first; `parts` holds the code and the patches of each chunk."""
+    """Return the stored form in pieces, the header first; `parts` holds the code and the patches of each chunk."""
     rows = [
         (len(code), len(patches), crc32c(np.frombuffer(patches, np.uint8), crc32c(np.frombuffer(code, np.uint8))))
         for code, patches in parts
@@ -137,7 +137,7 @@ def write(
 
 
 def check_of(head: Piece) -> int:
-    """The header's checksum, from the first piece that `write` returns."""
+    """Return the header's checksum, from the first piece that `write` returns."""
     (check,) = _CHECK.unpack_from(head, _HEADER.size)
     return int(check)
 

@@ -121,7 +121,7 @@ class Decoder:
         return values.astype(np.uint8)
 
     def __len__(self) -> int:
-        """The number of chunks; a constant array is one."""
+        """Return the number of chunks; a constant array is one."""
         return max(1, len(self.container.index)) if self.count else 0
 
     def decode_chunk(self, i: int, out: np.ndarray) -> None:
@@ -192,7 +192,7 @@ class Decoder:
         return [functools.partial(self.decode_chunk, i, out[self.container.symbols_of(i)]) for i in range(len(self))]
 
     def decode(self, *, threads: int = 1) -> np.ndarray:
-        """All symbols, (count,).
+        """Return all symbols, (count,).
 
         Raises:
             FormatError: a chunk is damaged.

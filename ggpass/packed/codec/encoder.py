@@ -63,7 +63,7 @@ def encode_pieces(
     mapping: Literal["signed", "ranked"] = "signed",
     threads: int = 1,
 ) -> list[Piece]:
-    """The symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless.
+    """Return the symbols at their zero-order entropy (rans) or in a prefix code (exp-golomb), lossless.
 
     Args:
         symbols: any shape, any integer dtype; the shape is the caller's to keep.

@@ -59,7 +59,7 @@ def best_order(n: np.ndarray, counts: np.ndarray | None = None) -> int:
 
 
 def encode(n: np.ndarray, order: int) -> bytes:
-    """The code words one after the other, most significant bit first; the last byte filled up with zero bits."""
+    """Return the code words one after the other, most significant bit first; the last byte filled up with zero bits."""
     n = np.ascontiguousarray(n, dtype=np.uint64)
     out = np.empty((total_bits(n, order) + 7) // 8, dtype=np.uint8)
     written = library().ggp_exp_golomb_encode(address(n), n.size, order, address(out), out.size)
@@ -84,14 +84,14 @@ def decode(data: np.ndarray, count: int, order: int) -> tuple[np.ndarray, int]:
 
 
 def pack_numbers(n: np.ndarray) -> bytes:
-    """One byte, the best order, then the code words: how tables and patches are stored."""
+    """Return one byte, the best order, then the code words: how tables and patches are stored."""
     n = np.ascontiguousarray(n, dtype=np.uint64)
     order = best_order(n)
     return bytes([order]) + encode(n, order)
 
 
 def unpack_numbers(data: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that `pack_numbers` stored, and the data behind them.
+    """Return the numbers that `pack_numbers` stored, and the data behind them.
 
     Raises:
         FormatError: the data is no such sequence.

@@ -84,7 +84,7 @@ class Model:
 
     @property
     def mode(self) -> int:
-        """The index of the most frequent symbol, which stands in for patches."""
+        """Return the index of the most frequent symbol, which stands in for patches."""
         return int(np.argmax(self.frequencies))
 
 
@@ -99,7 +99,7 @@ def normalize(counts: np.ndarray, slots: int) -> np.ndarray:
     step = 1 if missing > 0 else -1
 
     def change(i: int) -> tuple[float, int]:
-        """How much the cost grows if symbol i gets `step` more slots."""
+        """Return how much the cost grows if symbol i gets `step` more slots."""
         fewer = f[i] + min(step, 0)
         return -step * counts[i] * np.log2((fewer + 1) / fewer), i
 
@@ -114,7 +114,7 @@ def normalize(counts: np.ndarray, slots: int) -> np.ndarray:
 
 
 def _cut(counts: np.ndarray, patch_bits: np.ndarray, slots: int) -> int:
-    """How many of the symbols, by falling count, get slots: argmin of the expected size."""
+    """Return how many of the symbols, by falling count, get slots: argmin of the expected size."""
     total = counts.sum()
     limit = min(len(counts), slots // 2)
     share = np.maximum(counts / total, 1 / slots)[:limit]
@@ -130,7 +130,7 @@ def _cut(counts: np.ndarray, patch_bits: np.ndarray, slots: int) -> int:
 
 
 def fit(histogram: Histogram) -> Model:
-    """The model of least expected size; the histogram holds at least two values."""
+    """Return the model of least expected size; the histogram holds at least two values."""
     all_values, all_counts = histogram.values.numpy(), histogram.counts.numpy()
     order = np.argsort(-all_counts, kind="stable")
     counts, values = all_counts[order], all_values[order]

@@ -59,7 +59,7 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library.
+    """Return the loaded library.
 
     Raises:
         GgpassError: ggpass was not built: its compiled part is missing.
@@ -80,7 +80,7 @@ def address(array: np.ndarray) -> int:
 
 
 def integer_type(dtype: np.dtype) -> int:
-    """The stored number of an integer dtype.
+    """Return the stored number of an integer dtype.
 
     Raises:
         FormatError: not one of INTEGER_TYPES.
@@ -92,7 +92,7 @@ def integer_type(dtype: np.dtype) -> int:
 
 
 def check(status: int, what: str) -> int:
-    """The status itself, a length or a count; negative ones become an error about `what`.
+    """Return the status itself, a length or a count; negative ones become an error about `what`.
 
     Raises:
         FormatError: the native function refused its input.

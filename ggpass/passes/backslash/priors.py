@@ -61,7 +61,7 @@ class Priors:
 
     @staticmethod
     def _paper(found: Moments) -> tuple[Tensor, Tensor]:
-        """One ν for all weights, and the α that makes ν/(α^ν ln 2) the paper's ν/N: α = (N/ln 2)^(1/ν)."""
+        """Return one ν for all weights, and the α that makes ν/(α^ν ln 2) the paper's ν/N: α = (N/ln 2)^(1/ν)."""
         shape = found.pooled().shape.expand_as(found.first)
         return shape, (found.counts.sum() / math.log(2)) ** (1 / shape)
 

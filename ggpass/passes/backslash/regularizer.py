@@ -137,7 +137,7 @@ class Regularizer:
         self.detach(finished=kind is None)
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A hook ahead of `step`; what it returns are the arguments in place of those given."""
+        """Return a hook ahead of `step`; what it returns are the arguments in place of those given."""
         if skipped(optimizer):
             return None
         waits = None
@@ -233,7 +233,7 @@ class Regularizer:
 
     @property
     def target(self) -> float | None:
-        """Bits a weight that λ is controlled to reach; None if λ is given."""
+        """Return bits a weight that λ is controlled to reach; None if λ is given."""
         return None if self._rate.controller is None else self._rate.controller.target
 
     @property
@@ -254,7 +254,7 @@ class Regularizer:
         return self.histogram().bits
 
     def status(self) -> str:
-        """One line for a progress bar: `1.53 bits/weight, λ 0.0012, 43 % zeros`.
+        """Return one line for a progress bar: `1.53 bits/weight, λ 0.0012, 43 % zeros`.
 
         As of the last measurement: after every `refit_every`-th step, and the last. Once the rate has ended the λ is
         the one used last, and a target that was missed is shown beside it.

@@ -63,7 +63,7 @@ class Schedule:
 
     @staticmethod
     def steps(span: Span, total_steps: int | None) -> int:
-        """A span in optimizer steps; a share without a whole is taken of 1000 steps."""
+        """Return a span in optimizer steps; a share without a whole is taken of 1000 steps."""
         return span if isinstance(span, int) else round(span * (1000 if total_steps is None else total_steps))
 
     def factor(self, step: int, total_steps: int | None) -> float:

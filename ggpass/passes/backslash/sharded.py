@@ -19,7 +19,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor, which shares its memory; any other tensor itself."""
+    """Return this rank's part of a DTensor, which shares its memory; any other tensor itself."""
     return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 

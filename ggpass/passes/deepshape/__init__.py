@@ -83,7 +83,7 @@ class DeepShape(Shaping):
         return self._run(weights, report, program.replace)
 
     def on_module(self, model: nn.Module) -> ShapeReport:
-        """The same on a module, in place: its Parameters keep their identity and their requires_grad.
+        """Return the same on a module, in place: its Parameters keep their identity and their requires_grad.
 
         Args:
             model: any module that holds float Parameters.

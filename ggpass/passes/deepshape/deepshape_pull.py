@@ -85,7 +85,7 @@ class DeepShapePull:
         return report
 
     def _state_or_reason(self, weight: Weight) -> PullState | str:
-        """The weight's state, made if it has none yet; or the reason why it is not pulled."""
+        """Return the weight's state, made if it has none yet; or the reason why it is not pulled."""
         tensor = weight.tensor
         if not tensor.requires_grad:
             return "is frozen (requires_grad is False)"
@@ -98,7 +98,7 @@ class DeepShapePull:
         return states[self]
 
     def _target(self, name: str, weight: Tensor) -> GGD | str:
-        """The distribution to pull to, or the reason why there is none."""
+        """Return the distribution to pull to, or the reason why there is none."""
         reason = reason_without_fit(name, weight, weight.numel())
         if reason:
             return reason

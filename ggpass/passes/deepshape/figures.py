@@ -44,7 +44,7 @@ class Sums:
 
     @property
     def moved_share(self) -> float:
-        """The share of the weights that were remapped; NaN for no weights."""
+        """Return the share of the weights that were remapped; NaN for no weights."""
         return self.moved / self.size if self.size else math.nan
 
 
@@ -95,7 +95,7 @@ class Reshaped(Sums):
 
 
 def measure(name: str, old: Tensor, new: Tensor, moved: int, step: float) -> tuple[Shaped, list[Histogram]]:
-    """The figures of one weight, and its histograms before and after; sums in float64, a block at a time.
+    """Return the figures of one weight, and its histograms before and after; sums in float64, a block at a time.
 
     Args:
         name: of the weight.

@@ -45,7 +45,7 @@ def count(rows: Tensor, step: float) -> Histogram:
 
 
 def join(*histograms: Histogram) -> Histogram:
-    """The histogram of several matrices together, row by row; each as `count` returns it."""
+    """Return the histogram of several matrices together, row by row; each as `count` returns it."""
     lowest = min(int(h.values[0]) for h in histograms)
     values = torch.arange(lowest, max(int(h.values[-1]) for h in histograms) + 1)
     counts = torch.zeros(len(histograms[0].counts), len(values), dtype=torch.int64)

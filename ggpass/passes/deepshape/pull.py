@@ -39,7 +39,7 @@ class PullState:
 
     @classmethod
     def of(cls, weight: Tensor, strength: float, target: GGD, every: int) -> "PullState":
-        """A state whose first forward sorts."""
+        """Return a state whose first forward sorts."""
         with torch.inference_mode(False):
             anchor = torch.zeros_like(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
             values = torch.tensor((strength, target.shape, target.scale, every), dtype=torch.float64)
@@ -69,7 +69,7 @@ def target_quantiles(target: GGD, n: int) -> Tensor:
 
 
 def is_due(calls: Tensor, values: Tensor) -> bool:
-    """Whether this call sorts: calls 0, k, 2k, …"""
+    """Return True if this call sorts: calls 0, k, 2k, …"""
     return int(calls) % int(values[3]) == 0
 
 
@@ -150,6 +150,6 @@ _STATES: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def states_of(weight: Tensor) -> dict[Any, PullState]:
-    """The states of a weight's nodes, by what asked for them; the caller may add to it."""
+    """Return the states of a weight's nodes, by what asked for them; the caller may add to it."""
     states: dict[Any, PullState] = _STATES.setdefault(weight, {})
     return states

@@ -96,7 +96,7 @@ def _as_row(weight: Tensor) -> Tensor:
 
 
 def _all(sources: Sequence[Source], step: float) -> Histogram:
-    """The histogram of all weights together."""
+    """Return the histogram of all weights together."""
     return functools.reduce(join, (count(_as_row(source.read().detach()), step) for source in sources))
 
 

@@ -246,7 +246,7 @@ def _joined(modules: list[Candidate], graph: list[Candidate]) -> list[Candidate]
 
 
 def _measure(candidate: Candidate) -> Planned | None:
-    """A weight's use and its σ as it is; None if it has no use, no values, only zeros, or NaN or infinity."""
+    """Return a weight's use and its σ as it is; None if it has no use, no values, only zeros, or NaN or infinity."""
     tensor = candidate.tensor.detach()
     if not candidate.uses or tensor.device.type == "meta":
         return None
@@ -258,7 +258,7 @@ def _measure(candidate: Candidate) -> Planned | None:
 
 
 def _ratios(measured: list[Planned]) -> dict[str, float]:
-    """The ratios to keep, found among the weights of each kind of operator."""
+    """Return the ratios to keep, found among the weights of each kind of operator."""
     found: dict[str, float] = {}
     for group in (Group.LINEAR, Group.CONV):
         siblings = [

@@ -74,7 +74,7 @@ class Candidate:
         return self.weight.tensor
 
     def decide(self) -> Use:
-        """The use that sets the scale.
+        """Return the use that sets the scale.
 
         1. An embedding wins over everything: the rest of the model is made for the size of its rows (a tied head
            reads what the table gave).

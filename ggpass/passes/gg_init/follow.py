@@ -42,7 +42,7 @@ class Activation:
 
 
 def activations_after(program: Program, start: fx.Node, order: Mapping[fx.Node, int]) -> list[Activation]:
-    """The functions that reach the readers of `start`'s result, each once.
+    """Return the functions that reach the readers of `start`'s result, each once.
 
     1. Dropout, casts, views, splits, pooling, norms and the addition of a constant (a bias) are seen through.
     2. Operators that compute element by element from z alone, scalars and constants of one value are evaluated,
@@ -114,7 +114,7 @@ class _Walk:
 
     @staticmethod
     def _reads_a_statistic(node: fx.Node) -> bool:
-        """Whether a node reads a size, or reduces with keepdim: the parts of a norm, and no layer's input."""
+        """Return True if a node reads a size, or reduces with keepdim: the parts of a norm, and no layer's input."""
         if node.op == "output":
             return False
         schema = getattr(node.target, "_schema", None)
@@ -167,7 +167,7 @@ class _Walk:
         return value
 
     def _constant(self, node: fx.Node) -> Tensor | None:
-        """The tensor of the program that a node yields, seen through views; None where it is computed."""
+        """Return the tensor of the program that a node yields, seen through views; None where it is computed."""
         while node.op == "call_function" and name_of(node) in KEEPERS | MOVERS and len(node.all_input_nodes) == 1:
             node = node.all_input_nodes[0]
         if node.op != "get_attr":

@@ -13,7 +13,7 @@ _POINTS = torch.linspace(-32, 32, 12801, dtype=torch.float64)
 
 
 def points() -> Tensor:
-    """The abscissae on which `gain_of` wants f: float64, evenly spaced, 0 among them."""
+    """Return the abscissae on which `gain_of` wants f: float64, evenly spaced, 0 among them."""
     return _POINTS.clone()
 
 

@@ -35,7 +35,7 @@ WEIGHT_AT = {
 
 
 def read_graph(program: Program) -> list[Candidate]:
-    """The float Parameters that a graph reads, one Candidate for each tensor, in the order they are met."""
+    """Return the float Parameters that a graph reads, one Candidate for each tensor, in the order they are met."""
     order = {node: position for position, node in enumerate(program.graph.nodes)}
     reads: dict[int, list[fx.Node]] = {}
     for node in program.reads():
@@ -63,7 +63,7 @@ def _read(program: Program, weight: Weight, nodes: list[fx.Node], order: Mapping
 
 
 def _with_gains(use: Use, program: Program, node: fx.Node, order: Mapping[fx.Node, int]) -> Iterator[Use]:
-    """The use once for each function that follows it; embeddings are no matmuls and need no gain."""
+    """Yield the use once for each function that follows it; embeddings are no matmuls and need no gain."""
     if use.operator.startswith("embedding"):
         yield use
         return
@@ -102,7 +102,7 @@ def _use(node: fx.Node, source: fx.Node) -> Use | None:
 
 
 def _argument(node: fx.Node, name: str, default: Any) -> Any:
-    """An argument of an operator's call by its name in the schema."""
+    """Return an argument of an operator's call by its name in the schema."""
     for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name == name:
             return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)

@@ -8,7 +8,7 @@ from ggpass.passes.gg_init.candidate import Candidate, Use
 
 
 def read_modules(model: nn.Module) -> list[Candidate]:
-    """The float Parameters of a model, one Candidate for each tensor, in the order they are met."""
+    """Return the float Parameters of a model, one Candidate for each tensor, in the order they are met."""
     found = []
     for weight in weights_of_module(model):
         if weight.tensor.is_floating_point():

@@ -88,12 +88,12 @@ class CheckpointShapes:
 
 
 def group_of_name(name: str, dimensions: int) -> Group:
-    """The kind of operator behind a tensor of a checkpoint, which has names and shapes only."""
+    """Return the kind of operator behind a tensor of a checkpoint, which has names and shapes only."""
     if dimensions != 2:
         return Group.CONV
     return Group.EMBEDDING if re.search(r"embed|(^|\.)(wte|wpe|shared)\.", name) else Group.LINEAR
 
 
 def is_like(shape: object) -> bool:
-    """Whether `shape` is `like:FILE`."""
+    """Return True if `shape` is `like:FILE`."""
     return isinstance(shape, str) and shape.startswith("like:") and len(shape) > len("like:")

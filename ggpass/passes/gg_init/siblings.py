@@ -93,7 +93,7 @@ def _base(siblings: Sequence[Sibling]) -> tuple[list[float], list[int]] | None:
 
 
 def _different(siblings: Sequence[Sibling], values: Sequence[float]) -> int:
-    """How many different values there are, those counted as one that are the same but for sampling."""
+    """Return how many different values there are, those counted as one that are the same but for sampling."""
     left = list(range(len(values)))
     count = 0
     while left:
@@ -109,7 +109,7 @@ def error_of_std(count: int) -> float:
 
 
 def shortest(value: float, error: float) -> float:
-    """The decimal of fewest digits within two deviations of a positive number, and never further off than 5 %.
+    """Return the decimal of fewest digits within two deviations of a positive number, and never further off than 5 %.
 
     A measured σ is known no better; what the initializer was written with (0.02, 1) is mostly found again, so that
     the result hangs neither on the random numbers that it drew nor on how often `init_` is called.
@@ -122,7 +122,7 @@ def shortest(value: float, error: float) -> float:
 
 
 def _pooled(siblings: Sequence[Sibling], values: Sequence[float], cluster: Sequence[int]) -> tuple[float, float]:
-    """The value that a cluster has in common, and its relative deviation."""
+    """Return the value that a cluster has in common, and its relative deviation."""
     count = sum(siblings[i].count for i in cluster)
     power = sum(siblings[i].count * values[i] ** 2 for i in cluster) / count
     return math.sqrt(power), error_of_std(count)
@@ -138,7 +138,7 @@ def _cluster(siblings: Sequence[Sibling], values: Sequence[float], center: int) 
 
 
 def _least(siblings: Sequence[Sibling]) -> int:
-    """How many weights must share a value for it to be a base: SHARE of them, and at least two."""
+    """Return how many weights must share a value for it to be a base: SHARE of them, and at least two."""
     return max(2, math.ceil(SHARE * len(siblings)))
 
 
@@ -149,5 +149,5 @@ def _largest_shared(siblings: Sequence[Sibling], values: Sequence[float]) -> lis
 
 
 def _explained(w: Sibling, members: Sequence[Sibling]) -> bool:
-    """Whether one of the laws leads from a base weight's σ to this one's."""
+    """Return True if one of the laws leads from a base weight's σ to this one's."""
     return any(_same(w.std, m.std * law(w) / law(m), w, m) for m in members for law in LAWS)

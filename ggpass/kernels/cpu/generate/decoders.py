@@ -49,7 +49,7 @@ class Decoder:
         raise NotImplementedError
 
     def part(self, codes, v: int):
-        """The codes of float vector v, still as bytes."""
+        """Return the codes of float vector v, still as bytes."""
         lanes = self.isa.lanes
         return shuffle([codes], range(v * lanes, (v + 1) * lanes))
 
@@ -86,7 +86,7 @@ class Rf8Shuffle(Decoder):
         return low.astype(np.uint8), borrow.astype(np.uint8), high.astype(np.uint8)
 
     def _bytes(self, values):
-        """A constant byte vector that repeats the 16 `values`."""
+        """Return a constant byte vector that repeats the 16 `values`."""
         n = self.isa.code_bytes
         scalars = [T.int8(int(v)) for v in np.asarray(values, np.uint8).view(np.int8)]
         return shuffle(scalars * (n // 16), range(n))
@@ -180,6 +180,6 @@ class Table(Decoder):
 
 
 def decoders(isa: Isa) -> list[Decoder]:
-    """One decoder of each kind for `isa`, RF8 first."""
+    """Return one decoder of each kind for `isa`, RF8 first."""
     rf8 = Rf8Shuffle(isa) if isa.decode == "shuffle" else Rf8Bits(isa)
     return [rf8, Linear(isa), Table(isa)]

@@ -32,7 +32,7 @@ def _decode_row(isa: Isa, decoder: Decoder, constants, codes, row, factor, out, 
 
 
 def dequantize_kernel(isa: Isa, decoder: Decoder):
-    """All rows of `codes`, to float32; dynamic in N and K >= 64."""
+    """Return all rows of `codes`, to float32; dynamic in N and K >= 64."""
 
     @T.prim_func(s_tir=True)
     def dequantize(codes_p: T.handle, scale_p: T.handle, codebook_p: T.handle, out_p: T.handle):
@@ -53,7 +53,7 @@ def dequantize_kernel(isa: Isa, decoder: Decoder):
 
 
 def embedding_kernel(isa: Isa, decoder: Decoder):
-    """The rows `ids` of `codes`, to float32; the caller has checked the range of the ids."""
+    """Return the rows `ids` of `codes`, to float32; the caller has checked the range of the ids."""
 
     @T.prim_func(s_tir=True)
     def embedding(ids_p: T.handle, codes_p: T.handle, scale_p: T.handle, codebook_p: T.handle, out_p: T.handle):

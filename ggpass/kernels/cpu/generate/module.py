@@ -46,7 +46,7 @@ TILE = TileShape(vectors=PANEL_VECTORS, columns=6, tiles=4, depth=128)
 
 
 def module(isa: Isa) -> tvm.IRModule:
-    """Every kernel, named `<regime>_<decoder>`: those that the regimes choose from."""
+    """Return every kernel, named `<regime>_<decoder>`: those that the regimes choose from."""
     functions = {}
     for decoder in decoders(isa):
         for kernel in BY_KIND[decoder.name].kernels():
@@ -66,7 +66,7 @@ def _make(kernel: str, isa: Isa, decoder: Decoder):
 
 
 def compile_module(isa: Isa, mod: tvm.IRModule | None = None):
-    """The module compiled for `isa`, whatever the CPU of this machine."""
+    """Return the module compiled for `isa`, whatever the CPU of this machine."""
     target = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.cpu}
     if isa.features:
         target["mattr"] = list(isa.features)

@@ -61,7 +61,7 @@ def _pack(x, packed, decoder: Decoder, rows, batch: int, k_total):
 
 
 def rows_kernel(isa: Isa, decoder: Decoder, shape: RowsShape):
-    """The kernel for one instruction set, format and blocking; dynamic in M, N and K >= 64.
+    """Return the kernel for one instruction set, format and blocking; dynamic in M, N and K >= 64.
 
     `packed` is a workspace of ceil(M / batch) · batch · ceil(K / 64) · 64 floats.
     """
@@ -89,7 +89,7 @@ def rows_kernel(isa: Isa, decoder: Decoder, shape: RowsShape):
                 T.buffer_store(y, value * scale[row] + bias[row], [first + m, row])
 
     def multiply_rows(sums, constants, codes, packed, rows, bases, first_line, last_line, k_total, ahead):
-        """All lines from first_line to last_line; the last line of a row that is not whole ends with the row."""
+        """Return all lines from first_line to last_line; the last line of a row that is not whole ends with the row."""
         with T.serial(T.min(last_line, k_total // LINE) - first_line) as g:
             k = T.bind((first_line + g) * LINE)
             for row in rows:

@@ -37,7 +37,7 @@ class TileShape:
 
 
 def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
-    """The kernel for one instruction set, format and blocking; dynamic in M, N and K >= 64.
+    """Return the kernel for one instruction set, format and blocking; dynamic in M, N and K >= 64.
 
     `packed` is a workspace of ceil(M / panel) · ceil(K / 64) · 64 · panel floats.
     """
@@ -46,7 +46,7 @@ def tile_kernel(isa: Isa, decoder: Decoder, shape: TileShape):
     position = sorted(range(step), key=order.__getitem__)  # of each k among the lanes of a step
 
     def pack_whole(x, packed, task, first_row, start):
-        """A line of a full panel, by squares that are transposed in registers."""
+        """Return a line of a full panel, by squares that are transposed in registers."""
         with T.serial(shape.vectors) as v, T.serial(LINE // step) as u:
             row = T.bind(first_row + v * lanes)
             for first in range(0, step, lanes):

@@ -20,12 +20,12 @@ def splat(value, dtype: str, lanes: int):
 
 
 def shuffle(sources: Sequence, indices: Sequence[int]):
-    """The elements `indices` of the concatenated `sources`, as LLVM's shufflevector."""
+    """Return the elements `indices` of the concatenated `sources`, as LLVM's shufflevector."""
     return tirx.Shuffle(list(sources), [tirx.const(int(i), "int32") for i in indices])
 
 
 def zeros(lanes: int):
-    """A float32 vector of zeros."""
+    """Return a float32 vector of zeros."""
     return splat(0.0, "float32", lanes)
 
 
@@ -54,7 +54,7 @@ def horizontal_sum(vector, lanes: int):
 
 
 def transpose(rows: Sequence, lanes: int) -> list:
-    """The columns of a square of `lanes` vectors; log2(lanes) rounds of pairwise interleaving."""
+    """Return the columns of a square of `lanes` vectors; log2(lanes) rounds of pairwise interleaving."""
     half = 1
     while half < lanes:
         # Exchange the off-diagonal blocks of size `half` between rows whose numbers differ in that bit.

@@ -227,11 +227,11 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """The dtype as PTX calls it."""
+        """Return the dtype as PTX calls it."""
         return _KIND[self.dtype]
 
     def rf8_table(self):
-        """The first half of the residuals' table, to be kept in a register."""
+        """Return the first half of the residuals' table, to be kept in a register."""
         value = T.uint32(RF8_TABLE[self.kind])
         return T.cuda.func_call("ggp_opaque", value, source_code=_OPAQUE, return_type="uint32")
 
@@ -242,7 +242,7 @@ class Device:
         return T.cuda.func_call(f"ggp_decode_rf8_{self.kind}", out, codes, table, source_code=source)
 
     def decode_table(self, out, codes, table):
-        """The same by a lookup; `table` points at this lane's copy."""
+        """Return the same by a lookup; `table` points at this lane's copy."""
         source = _DECODE_TABLE.format(copies=COPIES)
         return T.cuda.func_call("ggp_decode_table", out, codes, table, source_code=source)
 
@@ -255,11 +255,11 @@ class Device:
         return T.cuda.func_call("ggp_copy", to, address, count, source_code=_COPY if self.aligned else _COPY_BYTES)
 
     def at(self, base, index, size: int):
-        """The address of element `index`, of `size` bytes, from `base`."""
+        """Return the address of element `index`, of `size` bytes, from `base`."""
         return T.cuda.func_call(f"ggp_at_{size}", base, index, source_code=_AT.format(size=size), return_type="handle")
 
     def fresh(self, value):
-        """The value, of which the compiler knows nothing."""
+        """Return the value, of which the compiler knows nothing."""
         return T.cuda.func_call("ggp_fresh", value, source_code=_FRESH, return_type="int32")
 
     def load(self, out, address, count: int, known):
@@ -272,7 +272,7 @@ class Device:
         return T.cuda.func_call("ggp_store", to, address, source_code=_STORE)
 
     def commit(self):
-        """All copies since the last call are a group."""
+        """Return all copies since the last call are a group."""
         return T.cuda.func_call("ggp_commit", source_code=_COMMIT)
 
     def wait(self, count: int):
@@ -280,7 +280,7 @@ class Device:
         return T.cuda.func_call(f"ggp_wait_{count}", source_code=_WAIT.format(count=count))
 
     def round(self, value):
-        """The bits of a float32 value rounded to the activations' dtype."""
+        """Return the bits of a float32 value rounded to the activations' dtype."""
         source = _ROUND.format(kind=self.kind)
         return T.cuda.func_call(f"ggp_round_{self.kind}", value, source_code=source, return_type="uint16")
 

@@ -26,7 +26,7 @@ from ggpass.kernels.cuda.variants import Gemm
 
 
 def gemm_kernel(variant: Gemm):
-    """The kernel of one variant; dynamic in M, N and K.
+    """Return the kernel of one variant; dynamic in M, N and K.
 
     Copies run `stages` - 1 steps ahead of the products, with one barrier a step: it says both that the step's copies
     have come and that everybody has left the place that the next copies fill.
@@ -134,7 +134,7 @@ def gemm_kernel(variant: Gemm):
                     T.buffer_store(shared, low | (high << T.uint32(16)), [to])
 
     def store_tile(shared, y, thread, first_row, first_column, m, n):
-        """The tile to y: 16 bytes a thread where rows of y begin at 16 bytes, else 2 bytes."""
+        """Return the tile to y: 16 bytes a thread where rows of y begin at 16 bytes, else 2 bytes."""
         with T.If(n % UNIT_X == 0):
             with T.Then():
                 for part in range(rows * columns // UNIT_X // threads):

@@ -12,7 +12,7 @@ from ggpass.kernels.cuda.variants import Rows
 
 
 def rows_kernel(variant: Rows):
-    """The kernel of one variant; dynamic in M, N and K.
+    """Return the kernel of one variant; dynamic in M, N and K.
 
     A convolution is computed from what "dequantize" gives, by torch: each weight serves all pixels, so that decoding
     them once is little beside the products, while gathering x for a GEMM of codes would be much.
@@ -32,7 +32,7 @@ def rows_kernel(variant: Rows):
         T.evaluate(T.tvm_storage_sync("shared"))
 
     def values(weights, shared, table, word, thread):
-        """The four float32 values of a word of codes."""
+        """Return the four float32 values of a word of codes."""
         if lookup:
             bytes_ = [(word >> T.uint32(8 * i)) & T.uint32(255) for i in range(4)]
             places = [T.cast(b, "int32") * COPIES + thread % COPIES for b in bytes_]

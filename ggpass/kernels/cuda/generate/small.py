@@ -14,7 +14,7 @@ from ggpass.kernels.cuda.variants import Small
 
 
 def small_kernel(variant: Small):
-    """The kernel of one variant; dynamic in M, N and K.
+    """Return the kernel of one variant; dynamic in M, N and K.
 
     A warp takes every `warps`-th step of 64 codes. A lane copies the chunks that it will multiply itself, so that the
     ring in shared memory needs no barrier: it is there because loads into registers are moved next to their use by the
@@ -85,7 +85,7 @@ def small_kernel(variant: Small):
             (multiply_paired if variant.paired else multiply_rows)(sums, values, weights, tile)
 
     def total(sums, part: int, tile: int, i: int):
-        """The sum of row g of a part of x and column 2t + i of a tile of codes."""
+        """Return the sum of row g of a part of x and column 2t + i of a tile of codes."""
         if variant.paired:
             at = (part * tiles + tile) * 8
             return sums[at + i] + sums[at + 6 + i]

@@ -18,7 +18,7 @@ _MAKERS = {"small": small_kernel, "gemm": gemm_kernel, "embedding": rows_kernel,
 
 
 def source(variant: Variant) -> Source:
-    """The source of a variant; TVM lowers and prints it, nothing is compiled."""
+    """Return the source of a variant; TVM lowers and prints it, nothing is compiled."""
     function = _MAKERS[variant.family](variant).with_attr("global_symbol", variant.name)
     # The architecture chooses nothing in what TVM prints for these kernels: what depends on it is in device functions.
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host="llvm")

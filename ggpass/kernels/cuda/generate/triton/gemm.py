@@ -29,7 +29,7 @@ def gemm(
     x, codes, scale, bias, y, m, n, k, scale_stride, bias_on,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr, DECODE: tl.constexpr,
 ):  # fmt: skip
-    """One block of ROWS rows of x and COLUMNS rows of codes; TOGETHER blocks of rows share codes in the L2."""
+    """Return one block of ROWS rows of x and COLUMNS rows of codes; TOGETHER blocks of rows share codes in the L2."""
     in_bundle = TOGETHER * tl.cdiv(n, COLUMNS)
     block = tl.program_id(0)
     first = block // in_bundle * TOGETHER
