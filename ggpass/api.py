@@ -32,7 +32,7 @@ from ggpass.training.prepared import PreparedModel, prepare_model
 
 logger = logging.getLogger("ggpass")
 
-Carried = TypeVar("Carried")
+Attached = TypeVar("Attached")
 Filled = TypeVar("Filled", nn.Module, Artifact)
 
 
@@ -420,8 +420,8 @@ def load(
     return load_file(Path(path), into, *place(target, device, into), kernels=kernels)
 
 
-def _carried(compiled: Any, what: str, kind: type[Carried]) -> Carried:
-    """What an Artifact holds as `report` or `sizes`, and a lowered module under `ggpass_` in front."""
+def _attached(compiled: Any, what: str, kind: type[Attached]) -> Attached:
+    """Return what an Artifact holds as `report` or `sizes`, and a lowered module under `ggpass_` in front."""
     found = getattr(compiled, what if isinstance(compiled, Artifact) else f"ggpass_{what}", None)
     if not isinstance(found, kind):
         raise InputError(f"{type(compiled).__name__} carries no {what}; pass what ggpass.compile returned")
@@ -434,7 +434,7 @@ def report(compiled: Any) -> Report:
     Raises:
         InputError: it did not come from ggpass.
     """
-    return _carried(compiled, "report", Report)
+    return _attached(compiled, "report", Report)
 
 
 def sizes(compiled: Any) -> Sizes:
@@ -443,4 +443,4 @@ def sizes(compiled: Any) -> Sizes:
     Raises:
         InputError: it did not come from ggpass.
     """
-    return _carried(compiled, "sizes", Sizes)
+    return _attached(compiled, "sizes", Sizes)

@@ -24,7 +24,7 @@ from ggpass.packed.manifest import is_packed
 from ggpass.targets import TARGETS
 
 if TYPE_CHECKING:
-    from ggpass.onnx.inspect import CodedFile
+    from ggpass.onnx.inspect import QuantizedFile
 
 #: How the table names the families of densities.
 SHORT = {"GG": "GG", "Student-t": "t", "Gaussian": "N", "Laplace": "L"}
@@ -232,7 +232,7 @@ def packed_table(result: PackedInspection, width: int) -> Group:
     return with_lines(table(columns, rows, width) if rows else None, lines)
 
 
-def onnx_table(result: "CodedFile", width: int) -> Group:
+def onnx_table(result: "QuantizedFile", width: int) -> Group:
     """Return one row for each weight, the sums as its foot, and what the file is below it."""
     codes = result.total
     columns = [

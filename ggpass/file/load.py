@@ -73,15 +73,15 @@ def load(
             f"{path} holds tensors and no graph; pass a model of the same architecture: ggpass.load(path, into=model)"
         )
     threads = threads or os.cpu_count() or 1
-    carried = read_kernels(path) if kernels else ()
+    brought = read_kernels(path) if kernels else ()
     if isinstance(into, Artifact):
         fill_artifact(into, path, threads)
-        take_kernels(carried, into, into.report)
+        take_kernels(brought, into, into.report)
         return into
     before = bytes_of_module(into)
     report = into.__dict__["ggpass_report"] = _fill_module(path, into, target, fmt, threads)
     into.__dict__["ggpass_sizes"] = Sizes(before, bytes_of_module(into))
-    take_kernels(carried, into, report)
+    take_kernels(brought, into, report)
     return into if device is None else into.to(device)
 
 

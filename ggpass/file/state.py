@@ -27,7 +27,7 @@ CODES, SCALE = "_codes", "_scale"
 
 
 @dataclass(frozen=True)
-class CodedWeight:
+class CodesOfWeight:
     """A weight that is saved as codes.
 
     Attributes:
@@ -44,7 +44,7 @@ class CodedWeight:
     transposed: bool = False
 
 
-Value = Tensor | CodedWeight
+Value = Tensor | CodesOfWeight
 
 
 def lowered_weights(model: nn.Module) -> Iterator[tuple[str, LoweredWeight]]:
@@ -78,7 +78,7 @@ def state_of(model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
         codes.add(f"{path}{dot}{child_of(leaf)}")
         dtype = name_of(torch.empty(0, dtype=held.dtype))
         quantized = Quantized(held.codes, held.scale)
-        add(name, id(held), CodedWeight(quantized, held.format, dtype, tuple(held.shape), held.transposed))
+        add(name, id(held), CodesOfWeight(quantized, held.format, dtype, tuple(held.shape), held.transposed))
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.rpartition(".")[0] in codes:
             continue
@@ -118,7 +118,7 @@ def state_of_artifact(artifact: Artifact) -> tuple[dict[str, Value], dict[str, s
     """Return what a file holds of an Artifact by name, and no aliases; the codebook is the format's, not saved."""
     fmt, pairs = get_format(artifact.target.partition("-")[0]), coded_names(artifact)
     values: dict[str, Value] = {
-        name: CodedWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
+        name: CodesOfWeight(Quantized(codes, scale), fmt, "F32", tuple(codes.shape))
         for name, (codes, scale) in pairs.items()
     }
     left_out = {f"{name}{suffix}" for name in pairs for suffix in (CODES, SCALE)} | {f"{fmt.name}_codebook"}
@@ -143,7 +143,7 @@ def fill_artifact(artifact: Artifact, path: str | Path, threads: int) -> None:
                 "target, inputs and passes, and load into that"
             )
         for name, value in values.items():
-            stored, wanted = file.stored(name), value.format.name if isinstance(value, CodedWeight) else ""
+            stored, wanted = file.stored(name), value.format.name if isinstance(value, CodesOfWeight) else ""
             if stored.format != wanted or stored.shape != tuple(value.shape) or stored.transposed:
                 raise FormatError(
                     f"{name} is {stored.format or 'float'} {list(stored.shape)} in the file and {wanted or 'float'} "

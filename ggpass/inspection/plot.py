@@ -124,8 +124,8 @@ def figure_of(histograms: list[Panel], title: str, log_y: bool = True) -> "Figur
             note += f"\n{100 * item.beyond:.1g} % outside"
         axis.text(0.03, 0.95, note, transform=axis.transAxes, fontsize=7.5, va="top")
         if best is not None:
-            told = f"best fit:\n{best.name}"
-            axis.text(0.97, 0.95, told, transform=axis.transAxes, fontsize=7.5, va="top", ha="right")
+            label = f"best fit:\n{best.name}"
+            axis.text(0.97, 0.95, label, transform=axis.transAxes, fontsize=7.5, va="top", ha="right")
         axis.set_xlim(-RANGE, RANGE)
         axis.tick_params(labelsize=8)
     for axis in axes.flat[len(histograms) :]:

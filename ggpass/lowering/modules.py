@@ -18,10 +18,10 @@ from ggpass.formats.scheme import Quantized
 from ggpass.graph.weights import MODULES, Kind, Weight, kind_of_module
 from ggpass.lowering.decide import Lowering
 from ggpass.lowering.operators import DISPATCHED, Operators
-from ggpass.lowering.weight_view import Coded, WeightView, refuse_write
+from ggpass.lowering.weight_view import QuantizedWeight, WeightView, refuse_write
 
 
-class LoweredWeight(Coded, nn.Module):
+class LoweredWeight(QuantizedWeight, nn.Module):
     """w = codebook[codes] · scale, reshaped to the weight it stands for.
 
     Attributes:

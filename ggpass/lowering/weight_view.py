@@ -40,7 +40,7 @@ VIEWS = {
 TRANSPOSES = {"T", "mT", "t", "transpose"}
 
 
-class Coded:
+class QuantizedWeight:
     """w = codebook[codes] · scale: the attributes of a LoweredWeight, and the operators on them."""
 
     title: str
@@ -53,7 +53,7 @@ class Coded:
     transposed: bool
 
     @property
-    def matrix(self) -> "tuple[Coded, bool] | None":
+    def matrix(self) -> "tuple[QuantizedWeight, bool] | None":
         """Return the codes, and whether the weight is their matrix transposed; None if it is no matrix."""
         return (self, self.transposed) if len(self.shape) == 2 else None
 
@@ -83,7 +83,7 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Member(Coded):
+class Member(QuantizedWeight):
     """One matrix of a stack, as the weights of one expert."""
 
     title: str
@@ -102,12 +102,12 @@ class Part:
 
     Attributes:
         whole, take: the weight, and what makes the view of it.
-        matrix: as that of Coded.
+        matrix: as that of QuantizedWeight.
     """
 
-    whole: "Coded | Part"
+    whole: "QuantizedWeight | Part"
     take: Callable[[Tensor], Tensor]
-    matrix: tuple[Coded, bool] | None
+    matrix: tuple[QuantizedWeight, bool] | None
 
     @property
     def title(self) -> str:
@@ -141,11 +141,13 @@ class WeightView(Tensor):
     3. An operation that would write into it raises WeightError: the decoded weight is a copy.
     """
 
-    held: Coded | Part
+    held: QuantizedWeight | Part
     place: Tensor
 
     @staticmethod
-    def of(held: Coded | Part, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "WeightView":
+    def of(
+        held: QuantizedWeight | Part, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> "WeightView":
         """Return the view of codes that stand for a weight of this shape, dtype and device."""
         # To torch's core it is on the meta device: code that takes its memory past Python fails, and cannot crash.
         view: WeightView = Tensor._make_wrapper_subclass(WeightView, shape, dtype=dtype, device=torch.device("meta"))
@@ -211,7 +213,7 @@ def _name_of(func: Callable[..., Any]) -> tuple[str, str]:
 def _view_of(view: WeightView, func: Callable[..., Any], name: str, rest: Any, kwargs: Any) -> WeightView | None:
     """Return the view of a view, or None if a tensor among the indices makes it a copy."""
     held = view.held
-    if name == "__getitem__" and isinstance(held, Coded) and view.dim() == 3 and _is_integer(rest[0]):
+    if name == "__getitem__" and isinstance(held, QuantizedWeight) and view.dim() == 3 and _is_integer(rest[0]):
         return held.member(rest[0]).view()
     if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(rest)):
         return None

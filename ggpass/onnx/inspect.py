@@ -47,7 +47,7 @@ class OnnxCheckpoint(Checkpoint):
 
 
 @dataclass(frozen=True)
-class CodedTensor(StoredWeight):
+class QuantizedTensor(StoredWeight):
     """The codes of one weight, a byte each.
 
     Attributes:
@@ -60,7 +60,7 @@ class CodedTensor(StoredWeight):
 
 
 @dataclass(frozen=True)
-class CodedFile:
+class QuantizedFile:
     """What `ggpass inspect` shows of an exported file.
 
     Attributes:
@@ -73,7 +73,7 @@ class CodedFile:
     opset: int
     file_bytes: int
     fallback: bool
-    tensors: tuple[CodedTensor, ...]
+    tensors: tuple[QuantizedTensor, ...]
     other_bytes: int
 
     @property
@@ -92,7 +92,7 @@ def is_coded(model: ir.Model) -> bool:
     return any(node.domain == DOMAIN for node in model.graph.all_nodes())
 
 
-def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> CodedFile:
+def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> QuantizedFile:
     """Read every code of a file once.
 
     Raises:
@@ -116,8 +116,8 @@ def measure(path: Path, progress: Callable[[str], None] = lambda name: None) -> 
             raise FormatError(f"{path}: codes are (N, K) uint8, and {name!r} is {tensor.dtype.name} {shape}")
         bits = histogram(np.ascontiguousarray(tensor.numpy())).bits
         operators = tuple(dict.fromkeys(used))
-        tensors.append(CodedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
-    return CodedFile(
+        tensors.append(QuantizedTensor(name, "codes", shape, tensor.size, bits * tensor.size / 8, operators, len(used)))
+    return QuantizedFile(
         opset=model.opset_imports.get("", 0),
         file_bytes=sum(file.stat().st_size for file in files_of(path, model)),
         fallback=any(domain == DOMAIN for domain, _, _ in model.functions),

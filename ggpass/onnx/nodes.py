@@ -45,7 +45,7 @@ def has_coded_twin(conv: ir.Node, kernel: list[int]) -> bool:
     return len(kernel) in (1, 2) and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
 
 
-def coded_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list[int]) -> ir.Node:
+def quantized_conv(conv: ir.Node, operator: str, coded: list[ir.Value], kernel: list[int]) -> ir.Node:
     """Return the coded twin of a Conv, with all attributes written out.
 
     Args:
@@ -99,7 +99,7 @@ def _fuse_convolutions(graph: ir.Graph) -> int:
         if decode.graph is not graph or not has_coded_twin(conv, kernel):
             continue
         operator = decode.op_type.replace("Dequantize", "Conv")
-        replace(graph, conv, coded_conv(conv, operator, [v for v in decode.inputs if v is not None], kernel))
+        replace(graph, conv, quantized_conv(conv, operator, [v for v in decode.inputs if v is not None], kernel))
         fused += 1
     return fused
 

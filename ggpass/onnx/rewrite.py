@@ -12,7 +12,7 @@ from ggpass.graph.weights import Kind
 from ggpass.lowering.decide import Lowering, rows_of
 from ggpass.lowering.encode import encode
 from ggpass.onnx.names import DOMAIN, Names, operator_name, takes_codebook
-from ggpass.onnx.nodes import coded_conv, has_coded_twin, replace
+from ggpass.onnx.nodes import has_coded_twin, quantized_conv, replace
 from ggpass.onnx.tensors import torch_tensor
 from ggpass.onnx.weights import Use, Weight
 
@@ -114,7 +114,7 @@ class Rewriter:
         elif use.kind is Kind.CONV:
             kernel = list(weight.tensor.shape[2:])
             if has_coded_twin(node, kernel):
-                replace(graph, node, coded_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
+                replace(graph, node, quantized_conv(node, self._operator("Conv"), operands, kernel), use.dtype)
             else:
                 node.replace_input_with(1, self._decode(graph, operands, weight, False, use.dtype))
         else:

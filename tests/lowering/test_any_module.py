@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 import ggpass
 from ggpass import WeightError
 from ggpass.lowering.modules import LoweredWeight
-from ggpass.lowering.weight_view import Coded
+from ggpass.lowering.weight_view import QuantizedWeight
 from ggpass.packed.reader import PackedFile
 
 
@@ -202,10 +202,10 @@ def test_a_product_in_a_forward_of_its_own_decodes_nothing(name: str, monkeypatc
     lowered = ggpass.compile(model, target="rf8-cpu")
     wanted = lowered(*args)
 
-    def decode(self: Coded) -> Tensor:
+    def decode(self: QuantizedWeight) -> Tensor:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(Coded, "decode", decode)
+    monkeypatch.setattr(QuantizedWeight, "decode", decode)
     assert torch.equal(lowered(*args), wanted)
 
 
