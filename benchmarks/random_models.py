@@ -223,7 +223,7 @@ def run_plain_onnx(model: nn.Module, inputs: dict[str, Tensor]) -> None:
 
 
 def examine(name: str, onnx: bool) -> dict[str, Any]:
-    """Return a model's answers: '' where it holds, `torch` where torch's export fails, or else what went wrong."""
+    """Return a model's answers: '' if it holds, `torch` if torch's export fails, or else what went wrong."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     build, inputs = torch_model(name) if name in TORCH_MODELS else transformers_model(name)

@@ -421,7 +421,7 @@ def load(
 
 
 def _attached(compiled: Any, what: str, kind: type[Attached]) -> Attached:
-    """Return what an Artifact holds as `report` or `sizes`, and a lowered module under `ggpass_` in front."""
+    """Return the `report` or `sizes` of an Artifact, or of a lowered module, which has `ggpass_` in front of the name."""
     found = getattr(compiled, what if isinstance(compiled, Artifact) else f"ggpass_{what}", None)
     if not isinstance(found, kind):
         raise InputError(f"{type(compiled).__name__} carries no {what}; pass what ggpass.compile returned")

@@ -98,7 +98,7 @@ def _show(result: Any, table_of: Callable[[Any, int], Group], as_json: bool) -> 
 
 
 def _counted(verb: str, measure: Callable[[Callable[[str], None]], Any]) -> Any:
-    """Return what `measure` returns, with a progress bar that names each tensor."""
+    """Call `measure` with a progress bar that names each tensor, and return its result."""
     with progress() as bar:
         task = bar.add_task(verb, total=None)
         return measure(lambda name: bar.update(task, advance=1, description=escape(f"{verb} {name}")))
@@ -158,7 +158,7 @@ def _best_fit(fit: WeightFit) -> str:
 
 
 def _best_fit_lines(result: Inspection) -> list[str]:
-    """In how many matrices each density fits best, GG first, and what the column says."""
+    """Count the matrices that each density fits best, GG first, and explain the column."""
     counts = result.best_counts()
     matrices = sum(number for number, _ in counts.values())
     if not matrices:
@@ -213,7 +213,7 @@ def inspection_table(result: Inspection, width: int) -> Group:
 
 
 def packed_table(result: PackedInspection, width: int) -> Group:
-    """Return one row for each coded tensor, the sums as its foot, and what is not coded below it."""
+    """Return one row for each coded tensor, the sums as its foot, and the other tensors below it."""
     figures = [
         [count(t.elements), size(t.bytes), f"{t.bits:.3f}", f"{t.entropy:.3f}", f"{t.efficiency:.2%}"]
         for t in (result.total, *result.coded)
@@ -233,7 +233,7 @@ def packed_table(result: PackedInspection, width: int) -> Group:
 
 
 def onnx_table(result: "QuantizedFile", width: int) -> Group:
-    """Return one row for each weight, the sums as its foot, and what the file is below it."""
+    """Return one row for each weight, the sums as its foot, and the facts of the file below it."""
     codes = result.total
     columns = [
         Column("codes", f"all {len(result.tensors)} weights"),

@@ -19,7 +19,7 @@ def place_for(target: str, arch: Sequence[str] = ()) -> str:
 
 
 def load_model(directory: Path, dtype: str = "auto") -> tuple[nn.Module, list[str]]:
-    """Return the model of a Hugging Face directory, in eval mode, and notes on what was odd about it, to be printed.
+    """Return the model of a Hugging Face directory, in eval mode, and notes on its oddities, to be printed.
 
     Args:
         directory: holds config.json and safetensors weights.

@@ -322,7 +322,7 @@ class Program:
                 self.set_weight(name, copies[id(tensor)], buffer=not isinstance(tensor, nn.Parameter))
 
     def free_name(self, name: str) -> str:
-        """`name`, or with a number behind it where it is taken."""
+        """Return `name`, or if it is taken, `name` with a number behind it."""
         taken = {
             *dict(self.graph_module.named_parameters(remove_duplicate=False)),
             *dict(self.graph_module.named_buffers(remove_duplicate=False)),
