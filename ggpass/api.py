@@ -421,7 +421,7 @@ def load(
 
 
 def _attached(compiled: Any, what: str, kind: type[Attached]) -> Attached:
-    """Return the `report` or `sizes` of an Artifact, or of a lowered module, which has `ggpass_` in front of the name."""
+    """Return the `report` or `sizes` of an Artifact, or of a lowered module, which names it `ggpass_…`."""
     found = getattr(compiled, what if isinstance(compiled, Artifact) else f"ggpass_{what}", None)
     if not isinstance(found, kind):
         raise InputError(f"{type(compiled).__name__} carries no {what}; pass what ggpass.compile returned")
